@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/kvstore/pb/*.proto)
 
 TOOLS := .tools/bin
 PEERS := $(addprefix $(TOOLS)/,etcd etcdctl kube-apiserver etcd-3.6 nats-server)
-KUBE_VERSION := $(shell sed -n 's/^require k8s.io\/kubernetes v//p' tools/kube-apiserver/go.mod)
+KUBE_VERSION := $(shell sed -n 's/.*k8s.io\/kubernetes v//p' tools/kube-apiserver/go.mod)
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -59,7 +59,7 @@ tools: ## Build etcd, etcdctl, kube-apiserver and the other peers into .tools/bi
 	@if ! command -v $(GO) >/dev/null; then \
 	    echo "tools: no Go here, so these are not built: $(notdir $(PEERS))"; \
 	    $(MAKE) $(TOOLS)/.etcd-from-pypi; \
-	elif ! $(MAKE) -k $(PEERS); then \
+	elif ! $(MAKE) -k -s $(PEERS); then \
 	    test -x $(TOOLS)/etcd || $(MAKE) $(TOOLS)/.etcd-from-pypi; \
 	    for peer in $(PEERS); do test -x $$peer || echo "tools: $$peer could not be built"; done; \
 	    exit 1; \
