@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/kvstore/pb/*.proto)
 
 TOOLS := .tools/bin
 PEERS := $(addprefix $(TOOLS)/,etcd etcdctl kube-apiserver etcd-3.6 nats-server)
-KUBE_VERSION := $(shell sed -n 's/.*k8s.io\/kubernetes v//p' tools/kube-apiserver/go.mod)
+KUBE_VERSION := $(shell sed -n 's,.*k8s.io/kubernetes v\([0-9.]*\).*,\1,p' tools/kube-apiserver/go.mod)
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
