@@ -1,0 +1,517 @@
+"""The grpcio transport against real gRPC clients, and against bytes that no client would send."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import uvloop
+
+from kvstore.transport.address import parse_listen_url
+from kvstore.transport.grpcio import STOPPED, GrpcioTransport
+from kvstore.transport.options import TransportOptions
+from kvstore.transport.seam import Call, Code, Kind, Stream
+
+LIMIT = 1000
+WAIT_S = 10.0
+
+
+class Handler:
+    """Records what a stream gets; `script` may answer."""
+
+    def __init__(self, stream: Stream, script: Callable[[Handler, bytes], None]) -> None:
+        self.stream = stream
+        self.script = script
+        self.got: list[bytes] = []
+        self.events: list[str] = []
+        self.closed = asyncio.Event()
+        self.room = asyncio.Event()
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            self.got.append(message)
+            self.script(self, message)
+
+    def on_half_close(self) -> None:
+        self.events.append("half")
+
+    def on_room(self) -> None:
+        self.events.append("room")
+        self.room.set()
+
+    def on_closed(self) -> None:
+        self.events.append("closed")
+        self.closed.set()
+
+
+class Service:
+    """Unary methods under /t.S/, by name; streams run `script`."""
+
+    max_request_bytes = LIMIT
+
+    def __init__(self, script: Callable[[Handler, bytes], None] | None = None) -> None:
+        self.script = script or (lambda handler, message: handler.stream.send(message))
+        self.batches: list[int] = []
+        self.held: list[Call] = []
+        self.handlers: list[Handler] = []
+        self.opened = asyncio.Event()
+
+    def kind(self, method: str) -> Kind | None:
+        return {
+            "Bidi": Kind.BIDI_STREAM,
+            "List": Kind.SERVER_STREAM,
+            "Refuse": Kind.BIDI_STREAM,
+            "Echo": Kind.UNARY,
+            "Fail": Kind.UNARY,
+            "Hold": Kind.UNARY,
+            "Crash": Kind.UNARY,
+            "Who": Kind.UNARY,
+        }.get(method.removeprefix("/t.S/"))
+
+    def unimplemented(self, method: str) -> str:
+        return f"unknown method {method}"
+
+    def on_calls(self, calls: Sequence[Call]) -> None:
+        self.batches.append(len(calls))
+        for call in calls:
+            name = call.method.removeprefix("/t.S/")
+            if name == "Echo":
+                call.finish(call.request)
+                call.finish(b"the second answer is a no-op")
+            elif name == "Fail":
+                call.fail(Code.OUT_OF_RANGE, "etcdserver: mvcc: ä\n%")
+            elif name == "Hold":
+                self.held.append(call)
+                self.opened.set()
+            elif name == "Who":
+                call.finish(f"{call.peer.address} {call.peer.metadata('hasleader')}".encode())
+            else:
+                raise RuntimeError("a fault in the service")
+
+    def on_stream(self, stream: Stream) -> Handler:
+        if stream.method == "/t.S/Refuse":
+            raise RuntimeError("a fault at opening")
+        handler = Handler(stream, self.script)
+        self.handlers.append(handler)
+        self.opened.set()
+        return handler
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 60))
+
+
+@asynccontextmanager
+async def serving(service: Service, **options: Any) -> AsyncIterator[tuple[str, GrpcioTransport]]:
+    url = parse_listen_url("http://127.0.0.1:0")
+    transport = GrpcioTransport(TransportOptions(listen=(url,), **options))
+    await transport.start(service)
+    try:
+        yield transport.bound[0].netloc, transport
+    finally:
+        await transport.drain(0.1)
+
+
+@asynccontextmanager
+async def client(service: Service, **options: Any) -> AsyncIterator[grpc.aio.Channel]:
+    async with (
+        serving(service, **options) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield channel
+
+
+async def call(channel: grpc.aio.Channel, name: str, request: bytes = b"x", **how: Any) -> Any:
+    how.setdefault("timeout", WAIT_S)
+    return await channel.unary_unary(f"/t.S/{name}")(request, **how)
+
+
+async def status(awaitable: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        await awaitable
+    return caught.value.code(), caught.value.details()
+
+
+def test_unary_calls_are_answered_in_batches() -> None:
+    async def main() -> None:
+        service = Service()
+        async with client(service) as channel:
+            requests = [b"%d" % n for n in range(200)]
+            answers = await asyncio.gather(*(call(channel, "Echo", r) for r in requests))
+            assert answers == requests
+            assert sum(service.batches) == 200
+            assert max(service.batches) > 1
+            assert await call(channel, "Echo", b"") == b""
+
+    run(main)
+
+
+def test_errors_carry_code_and_text() -> None:
+    async def main() -> None:
+        async with client(Service()) as channel:
+            assert await status(call(channel, "Fail")) == (
+                grpc.StatusCode.OUT_OF_RANGE,
+                "etcdserver: mvcc: ä\n%",
+            )
+            assert await status(call(channel, "Nope")) == (
+                grpc.StatusCode.UNIMPLEMENTED,
+                "unknown method /t.S/Nope",
+            )
+            stream = channel.stream_stream("/u.T/Nope")(timeout=WAIT_S)
+            assert await status(stream.read()) == (
+                grpc.StatusCode.UNIMPLEMENTED,
+                "unknown method /u.T/Nope",
+            )
+
+    run(main)
+
+
+def test_a_fault_in_the_service_costs_only_its_batch() -> None:
+    async def main() -> None:
+        async with client(Service()) as channel:
+            code, _ = await status(call(channel, "Crash"))
+            assert code is grpc.StatusCode.INTERNAL
+            code, _ = await status(channel.stream_stream("/t.S/Refuse")(timeout=WAIT_S).read())
+            assert code is grpc.StatusCode.INTERNAL
+            assert await call(channel, "Echo") == b"x"
+
+    run(main)
+
+
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1, 4 * LIMIT, 4 * LIMIT + 1, 1 << 20])
+def test_a_message_over_the_limit_is_refused_by_its_length(size: int) -> None:
+    async def main() -> None:
+        async with client(Service()) as channel:
+            request = b"x" * size
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            if size <= LIMIT:
+                assert await call(channel, "Echo", request) == request
+                await stream.write(request)
+                assert await stream.read() == request
+                return
+            code, text = await status(call(channel, "Echo", request))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            if size <= 4 * LIMIT:
+                assert text == f"grpc: received message larger than max ({size} vs. {LIMIT})"
+            assert await call(channel, "Echo") == b"x"
+            await stream.write(request)
+            code, more = await status(stream.read())
+            assert (code, more) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+
+    run(main)
+
+
+def test_a_compressed_request_is_unimplemented_as_in_etcd() -> None:
+    async def main() -> None:
+        async with client(Service()) as channel:
+            code, _ = await status(call(channel, "Echo", compression=grpc.Compression.Gzip))
+            assert code is grpc.StatusCode.UNIMPLEMENTED
+
+    run(main)
+
+
+def test_a_call_sees_its_cancellation_and_its_deadline() -> None:
+    async def main() -> None:
+        service = Service()
+        async with client(service) as channel:
+            pending = channel.unary_unary("/t.S/Hold")(b"x")
+            await asyncio.wait_for(service.opened.wait(), WAIT_S)
+            held = service.held.pop()
+            assert not held.cancelled
+            pending.cancel()
+            while not held.cancelled:
+                await asyncio.sleep(0.01)
+            held.finish(b"nobody listens")
+
+            code, _ = await status(call(channel, "Hold", timeout=0.2))
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+            held = service.held.pop()
+            while not held.cancelled:
+                await asyncio.sleep(0.01)
+            held.fail(Code.UNAVAILABLE, "nobody listens")
+            assert held.peer.address  # in a log line, after the call is over
+            assert await call(channel, "Echo") == b"x"
+
+    run(main)
+
+
+def test_peer_and_metadata() -> None:
+    async def main() -> None:
+        async with client(Service()) as channel:
+            answer = await call(channel, "Who", metadata=(("hasleader", "true"),))
+            assert answer.startswith(b"127.0.0.1:")
+            assert answer.endswith(b" true")
+            assert (await call(channel, "Who")).endswith(b" None")
+
+    run(main)
+
+
+def test_metadata_over_the_hard_limit_is_refused() -> None:
+    async def main() -> None:
+        async with client(Service()) as channel:
+            big = (("k", "v" * (17 << 10)),)
+            code, _ = await status(call(channel, "Echo", metadata=big))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await call(channel, "Echo", metadata=(("k", "v" * (7 << 10)),)) == b"x"
+
+    run(main)
+
+
+def test_a_stream_keeps_order_and_ends_behind_what_was_sent() -> None:
+    def script(handler: Handler, message: bytes) -> None:
+        for n in range(50):
+            handler.stream.send(b"%s.%d" % (message, n))
+        if message == b"end":
+            handler.stream.close(Code.ABORTED, "enough")
+            handler.stream.send(b"late")
+            handler.stream.close()
+
+    async def main() -> None:
+        service = Service(script)
+        async with client(service) as channel:
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(b"a")
+            await stream.write(b"end")
+            got = [await stream.read() for _ in range(100)]
+            assert got == [b"a.%d" % n for n in range(50)] + [b"end.%d" % n for n in range(50)]
+            assert await status(stream.read()) == (grpc.StatusCode.ABORTED, "enough")
+            handler = service.handlers[0]
+            assert handler.got == [b"a", b"end"]
+            assert handler.events == ["closed"]
+
+    run(main)
+
+
+def test_half_close_and_disconnect() -> None:
+    async def main() -> None:
+        service = Service()
+        async with client(service) as channel:
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(b"a")
+            await stream.done_writing()
+            assert await stream.read() == b"a"
+            handler = service.handlers[0]
+            while not handler.events:
+                await asyncio.sleep(0.01)
+            handler.stream.send(b"still open")
+            assert await stream.read() == b"still open"
+            stream.cancel()
+            await asyncio.wait_for(handler.closed.wait(), WAIT_S)
+            assert handler.events == ["half", "closed"]
+            handler.stream.send(b"into the void")
+            handler.stream.close()
+
+    run(main)
+
+
+def test_a_server_stream_gets_its_one_message() -> None:
+    def script(handler: Handler, message: bytes) -> None:
+        for n in range(3):
+            handler.stream.send(b"%s%d" % (message, n))
+        handler.stream.close()
+
+    async def main() -> None:
+        service = Service(script)
+        async with client(service) as channel:
+            answers = [m async for m in channel.unary_stream("/t.S/List")(b"r", timeout=WAIT_S)]
+            assert answers == [b"r0", b"r1", b"r2"]
+            # A client that sends no request at all: as a stream, since no stub would do it.
+            stream = channel.stream_stream("/t.S/List")(timeout=WAIT_S)
+            await stream.done_writing()
+            code, text = await status(stream.read())
+            assert code is grpc.StatusCode.INTERNAL
+            assert "received no request message" in text
+            stream = channel.stream_unary("/t.S/Echo")(timeout=WAIT_S)
+            await stream.done_writing()
+            code, text = await status(stream)
+            assert code is grpc.StatusCode.INTERNAL
+            assert "received no request message" in text
+
+    run(main)
+
+
+def test_a_client_that_does_not_read_is_not_read_from() -> None:
+    """I8: what a flooding client can make the server hold is bounded by the stream's room."""
+    answer = b"y" * 10_000
+
+    def script(handler: Handler, message: bytes) -> None:
+        handler.stream.send(answer)
+
+    async def main() -> None:
+        service = Service(script)
+        async with client(service, stream_room_bytes=100_000) as channel:
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=60)
+            sent = 0
+
+            async def flood() -> None:
+                nonlocal sent
+                while sent < 5000:
+                    await stream.write(b"x" * 900)
+                    sent += 1
+
+            flooding = asyncio.ensure_future(flood())
+            await asyncio.wait_for(service.opened.wait(), WAIT_S)
+            handler = service.handlers[0]
+            while handler.stream.room > 0:
+                await asyncio.sleep(0.01)
+            # Filled: what core and the kernel buffer comes on top, but it ends.
+            taken = -1
+            while taken != len(handler.got):
+                taken = len(handler.got)
+                await asyncio.sleep(0.3)
+            assert handler.stream.room > -2 * len(answer)
+            assert taken < 5000
+            for _ in range(5000):
+                assert await stream.read() == answer
+            await flooding
+            assert "room" in handler.events
+            assert handler.stream.room > 0
+            stream.cancel()
+
+    run(main)
+
+
+def test_drain_answers_what_is_under_way_and_ends_streams() -> None:
+    async def main() -> None:
+        service = Service()
+        async with serving(service) as (address, transport):
+            async with grpc.aio.insecure_channel(address) as channel:
+                held = asyncio.ensure_future(call(channel, "Hold"))
+                stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+                await stream.write(b"a")
+                assert await stream.read() == b"a"
+                while not service.held:
+                    await asyncio.sleep(0.01)
+                draining = asyncio.ensure_future(transport.drain(WAIT_S))
+                assert await status(stream.read()) == (grpc.StatusCode.UNAVAILABLE, STOPPED)
+                assert not draining.done()
+                service.held[0].finish(b"answered")
+                assert await held == b"answered"
+                await draining
+            async with grpc.aio.insecure_channel(address) as channel:
+                code, _ = await status(call(channel, "Echo"))
+                assert code is grpc.StatusCode.UNAVAILABLE
+
+    run(main)
+
+
+def test_a_port_or_socket_in_use_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(Service()) as (address, _):
+            second = TransportOptions(listen=(parse_listen_url(f"http://{address}"),))
+            with pytest.raises(OSError, match="address already in use"):
+                await GrpcioTransport(second).start(Service())
+        url = parse_listen_url(f"unix://{tmp_path}/etcd.sock")
+        first = GrpcioTransport(TransportOptions(listen=(url,)))
+        await first.start(Service())
+        with pytest.raises(OSError, match="address already in use"):
+            await GrpcioTransport(TransportOptions(listen=(url,))).start(Service())
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/etcd.sock") as channel:
+            assert await call(channel, "Echo") == b"x"
+        await first.drain(0.1)
+
+    run(main)
+
+
+# Bytes of HTTP/2 that no gRPC library would send.
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(payload))[1:]
+        + bytes((kind, flags))
+        + struct.pack(">I", stream)
+        + payload
+    )
+
+
+def headers(*pairs: tuple[bytes, bytes]) -> bytes:
+    every = (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":authority", b"x"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+        *pairs,
+    )
+    return b"".join(
+        b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value for name, value in every
+    )
+
+
+def send_raw(address: str, request: bytes) -> bytes:
+    """Sends it after the preface; what comes back until a pause or the end."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=1.0) as sock:
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + request)
+        out = b""
+        try:
+            while part := sock.recv(65536):
+                out += part
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return out
+
+
+EMPTY_MESSAGE = frame(0, 1, 1, b"\0\0\0\0\0")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(
+            frame(1, 4, 1, headers((b":path", b"/t.S/\xff\xfe"))) + EMPTY_MESSAGE,
+            id="path not utf8",
+        ),
+        pytest.param(frame(1, 4, 1, headers((b":path", b""))) + EMPTY_MESSAGE, id="no path"),
+        pytest.param(
+            frame(1, 4, 1, headers((b":path", b"/t.S/Echo"), (b"x", b"\xff"))) + EMPTY_MESSAGE,
+            id="metadata not utf8",
+        ),
+        pytest.param(
+            frame(1, 4, 1, headers((b":path", b"/t.S/Echo"), (b"grpc-timeout", b"zz"))),
+            id="bad timeout",
+        ),
+        pytest.param(
+            frame(1, 4, 1, headers((b":path", b"/t.S/Echo")))
+            + frame(0, 1, 1, b"\0\xff\xff\xff\xff" + b"x" * 100),
+            id="a message of 4 GiB announced",
+        ),
+        pytest.param(
+            frame(1, 4, 1, headers((b":path", b"/t.S/Echo"))) + frame(0, 1, 1, b"\0\0\0"),
+            id="message cut short",
+        ),
+        pytest.param(frame(1, 0, 1, b"\0" * 10) * 1000, id="headers without end"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="not http2"),
+        pytest.param(b"\xff" * 100_000, id="noise"),
+    ],
+)
+def test_malformed_http2_costs_nobody_else_anything(request_bytes: bytes) -> None:
+    async def main() -> None:
+        service = Service()
+        async with (
+            serving(service) as (address, _),
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            # A stream of somebody else's, open all the while.
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(b"before")
+            assert await stream.read() == b"before"
+            await asyncio.to_thread(send_raw, address, request_bytes)
+            assert await call(channel, "Echo", wait_for_ready=True) == b"x"
+            await stream.write(b"after")
+            assert await stream.read() == b"after"
+            async with grpc.aio.insecure_channel(address) as fresh:
+                assert await call(fresh, "Echo", wait_for_ready=True) == b"x"
+            stream.cancel()
+
+    run(main)
