@@ -1,0 +1,452 @@
+"""The file journal as the event loop sees it: threads, reservations, readers.
+
+Appends go to one dedicated thread through a `SimpleQueue` and come back through
+`call_soon_threadsafe`. That costs one hand-over each way; an executor's future costs about
+another third of that, and the serving thread would share it with others.
+
+Three kinds of threads:
+
+- the writer: recovery, then appends, in order, one write and one sync each;
+- the housekeeper: the spare segment, the control file, trims;
+- a small pool for readers and snapshots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from journal.contract import (
+    Conflict,
+    Corrupt,
+    Entry,
+    JournalError,
+    JournalStats,
+    Opened,
+    SnapshotStore,
+    Trimmed,
+)
+from journal.file.disk import Disk
+from journal.file.frames import frame_bytes
+from journal.file.lock import DirectoryLock
+from journal.file.log import Appended, Log, View
+from journal.file.recovery import SNAPSHOT_DIR
+from journal.file.replay import Replay
+from journal.file.segment import DATA_AT
+from journal.file.snapshots import FileSnapshots
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+DEFAULT_SEGMENT_BYTES = 64 << 20
+DEFAULT_HEADROOM_BYTES = 16 << 20
+SEGMENT_BYTES_MIN = 4096
+
+
+class _Worker:
+    """A thread that runs what it is given, in order."""
+
+    def __init__(self, name: str, idle: Callable[[], None] | None = None, every_s: float = 1.0):
+        """`idle` is run whenever there was nothing to do for `every_s`."""
+        self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._idle = idle
+        self._every = every_s
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, work: Callable[[], object]) -> None:
+        """Run `work` later; it must not raise."""
+        self._queue.put(work)
+
+    def call(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Run `work` later; its result or exception comes through the future."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+
+        def resolve(result: _T | None, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            try:
+                result, error = work(), None
+            except BaseException as raised:
+                result, error = None, raised
+            notify(loop, resolve, result, error)
+
+        self._queue.put(run)
+        return future
+
+    def _run(self) -> None:
+        wait = None if self._idle is None else self._every
+        while True:
+            try:
+                work = self._queue.get(timeout=wait)
+            except queue.Empty:
+                assert self._idle is not None
+                work = self._idle
+            if work is None:
+                return
+            work()
+
+    def stop(self) -> None:
+        """End after what was put before; blocks."""
+        self._queue.put(None)
+        self._thread.join()
+
+
+def notify(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
+    """`call_soon_threadsafe`, but a loop that is gone is nobody's problem."""
+    try:
+        loop.call_soon_threadsafe(call, *args)
+    except RuntimeError:
+        pass
+
+
+class FileJournal:
+    """`contract.Journal` in a directory."""
+
+    name = "file"
+    pipeline_depth = 1
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        headroom_bytes: int | None = None,
+        max_batch_bytes: int = 32 << 20,
+        retry_s: float = 1.0,
+        disk: Disk | None = None,
+    ) -> None:
+        """`segment_bytes`: preallocated size of a segment file; a larger batch gets its own.
+        `headroom_bytes`: what `reserve` keeps for urgent writes (default: 16 MiB, at most a quarter
+        of a segment). `retry_s`: how often a spare segment is tried for when there was no room.
+        `disk`: the system calls, for tests.
+        """
+        if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % 512:
+            raise ValueError(
+                f"segment_bytes must be a multiple of 512, at least {SEGMENT_BYTES_MIN}"
+            )
+        self.directory = Path(directory)
+        self.max_batch_bytes = max_batch_bytes
+        self.headroom_bytes = (
+            min(DEFAULT_HEADROOM_BYTES, segment_bytes // 4)
+            if headroom_bytes is None
+            else headroom_bytes
+        )
+        self.on_sync: Callable[[float], None] | None = None
+        self.on_write: Callable[[float], None] | None = None
+        self.on_progress: Callable[[int, int], None] | None = None
+        self._disk = disk if disk is not None else Disk()
+        self._log = Log(self._disk, self.directory, segment_bytes)
+        self._snapshots = FileSnapshots(
+            self._disk, self.directory / SNAPSHOT_DIR, self._snapshot_pool
+        )
+        self.snapshots: SnapshotStore = self._snapshots
+        self._retry_s = retry_s
+        self._state = "new"
+        self._lock: DirectoryLock | None = None
+        self._followers: set[asyncio.Event] = set()
+        self._reserved = 0
+        self._in_flight = 0
+        self._appends = 0
+        self._appended_bytes = 0
+        self._conflicts = 0
+        self._sync_seconds = 0.0
+
+    # Opening and closing
+
+    async def open(self) -> Opened:
+        if self._state != "new":
+            raise JournalError("a journal object can be opened once")
+        self._state = "opening"
+        self._loop = asyncio.get_running_loop()
+        self._writer = _Worker("journal-writer")
+        try:
+            opened = await self._writer.call(self._open)
+        except OSError as error:
+            self._abandon()
+            raise JournalError(f"cannot open the journal in {self.directory}: {error}") from error
+        except BaseException:
+            self._abandon()
+            raise
+        self._housekeeper = _Worker("journal-housekeeper", self._keep_spare, self._retry_s)
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="journal-reader")
+        self._state = "open"
+        return opened
+
+    def _open(self) -> Opened:
+        directory = self.directory
+        if not directory.exists():
+            directory.mkdir(0o750, parents=True)
+            self._disk.sync_dir(directory.parent)
+        self._lock = DirectoryLock(directory)
+        opened = self._log.open(self._progress_in_thread)
+        self._snapshots.open(opened.identity)
+        return opened
+
+    def _abandon(self) -> None:
+        """Undo a failed open. What the writer still does it does before it ends."""
+        self._state = "closed"
+        self._writer.put(self._release)
+        self._writer.stop()
+
+    def _release(self) -> None:
+        try:
+            self._log.close()
+        except JournalError:
+            _log.warning("%s: not closed properly", self.directory, exc_info=True)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    async def close(self) -> None:
+        if self._state == "new":
+            self._state = "closed"
+        if self._state != "open":
+            return
+        self._state = "closing"
+        self._wake_followers()
+        loop = self._loop
+        # Each waits for what it was given before, appends first. Not on the pool: it may be
+        # the reader of a stuck caller.
+        finish = threading.Thread(
+            target=self._finish_all, args=(loop, done := loop.create_future())
+        )
+        finish.start()
+        await asyncio.shield(done)
+        self._state = "closed"
+
+    def _finish_all(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
+        try:
+            self._writer.stop()
+            self._housekeeper.stop()
+            self._pool.shutdown(wait=True)
+            self._release()
+        finally:
+            notify(loop, done.set_result, None)
+
+    def _check(self) -> None:
+        if self._state != "open":
+            raise JournalError(f"the journal is {self._state}")
+        self._log.check()
+
+    def _snapshot_pool(self) -> Executor:
+        self._check()
+        return self._pool
+
+    # Appending
+
+    async def append(self, parts: Sequence[bytes], expected_tail: int) -> int:
+        self._check()
+        size = sum(map(len, parts))
+        if size > self.max_batch_bytes:
+            raise ValueError(f"batch of {size} bytes, at most {self.max_batch_bytes} fit")
+        footprint = frame_bytes(size)
+        self._reserved = 0
+        self._in_flight += footprint
+        future: asyncio.Future[int] = self._loop.create_future()
+
+        def work() -> None:
+            result: Appended | None = None
+            error: BaseException | None = None
+            try:
+                result = self._log.append(b"".join(parts), expected_tail)
+            except BaseException as raised:
+                error = raised
+            notify(self._loop, self._appended, future, footprint, size, result, error)
+
+        self._writer.put(work)
+        return await future
+
+    def _appended(
+        self,
+        future: asyncio.Future[int],
+        footprint: int,
+        size: int,
+        result: Appended | None,
+        error: BaseException | None,
+    ) -> None:
+        """On the loop: one append has ended."""
+        self._in_flight -= footprint
+        if result is None:
+            assert error is not None
+            if isinstance(error, Conflict):
+                self._conflicts += 1
+            if not future.done():
+                future.set_exception(error)
+            return
+        self._appends += 1
+        self._appended_bytes += size
+        self._sync_seconds += result.sync_seconds
+        if not future.done():
+            future.set_result(result.sequence)
+        if result.rolled and self._state == "open":
+            self._housekeeper.put(self._after_roll)
+        if self.on_write is not None:
+            self.on_write(result.write_seconds)
+        if self.on_sync is not None:
+            self.on_sync(result.sync_seconds)
+        if self._followers:
+            self._wake_followers()
+
+    def _after_roll(self) -> None:
+        self._keep_spare()
+        try:
+            self._log.note_tail()
+        except JournalError:
+            # It is poisoned now, and said so.
+            pass
+
+    def _keep_spare(self) -> None:
+        try:
+            if self._log.failure is None:
+                self._log.keep_spare()
+        except JournalError:
+            pass
+
+    def reserve(self, nbytes: int, *, urgent: bool = False) -> bool:
+        self._check()
+        own = frame_bytes(nbytes)
+        need = self._reserved + self._in_flight + own
+        kept = 0 if urgent else self.headroom_bytes
+        log = self._log
+        spare = log.spare
+        # Whatever does not fit behind the last frame goes to the spare segment, so it is one
+        # of the two that has to hold everything; the rest of the other one is a bonus.
+        room = max(log.left, spare.size - DATA_AT if spare.ready else 0)
+        if need + kept > room and not self._fits_own_segment(need + kept):
+            return False
+        self._reserved += own
+        return True
+
+    def _fits_own_segment(self, need: int) -> bool:
+        """More than any segment holds: nothing is allocated for that, so this is an estimate."""
+        spare = self._log.spare
+        if not spare.ready or need <= spare.size - DATA_AT:
+            return False
+        try:
+            return self._disk.free_bytes(self.directory) >= need + DATA_AT
+        except OSError:
+            return False
+
+    # Reading
+
+    async def read(self, after: int) -> AsyncIterator[Sequence[Entry]]:
+        self._check()
+        view = self._log.view
+        self._check_range(after, view)
+        replay = Replay(self._disk, self._log.seed, after, view)
+        try:
+            while True:
+                entries, after = await self._step(replay, after)
+                if self.on_progress is not None:
+                    self.on_progress(replay.done_bytes, replay.total_bytes)
+                if not entries:
+                    return
+                yield entries
+        finally:
+            replay.close()
+
+    async def follow(self, after: int) -> AsyncIterator[Sequence[Entry]]:
+        self._check()
+        self._check_range(after, self._log.view)
+        replay = Replay(self._disk, self._log.seed, after, self._log.view)
+        event = asyncio.Event()
+        self._followers.add(event)
+        try:
+            while self._state == "open":
+                event.clear()
+                self._log.check()
+                replay.extend(self._log.view)
+                entries, after = await self._step(replay, after)
+                if entries:
+                    yield entries
+                elif self._log.view.tail == after:
+                    await event.wait()
+        finally:
+            self._followers.discard(event)
+            replay.close()
+
+    async def _step(self, replay: Replay, after: int) -> tuple[list[Entry], int]:
+        """One step of a replay in a thread; (entries, the last sequence now read)."""
+        self._check()
+        step = self._loop.run_in_executor(self._pool, replay.step)
+        try:
+            entries = await asyncio.shield(step)
+        except asyncio.CancelledError:
+            # The thread uses the file that the caller is about to close.
+            await asyncio.wait([step])
+            step.exception()
+            raise
+        except (Corrupt, FileNotFoundError) as error:
+            oldest = self._log.view.oldest
+            if after + 1 < oldest:
+                raise Trimmed(after, oldest) from None
+            if isinstance(error, Corrupt):
+                raise
+            what = "the segment has disappeared"
+            raise Corrupt(error.filename or self.directory, 0, what, "Restore it") from error
+        except OSError as error:
+            raise JournalError(f"cannot read the journal: {error}") from error
+        if entries:
+            after = entries[-1].sequence
+        return entries, after
+
+    @staticmethod
+    def _check_range(after: int, view: View) -> None:
+        if after > view.tail:
+            raise ValueError(f"entries after {after} were asked for, the tail is {view.tail}")
+        if after + 1 < view.oldest:
+            raise Trimmed(after, view.oldest)
+
+    def _wake_followers(self) -> None:
+        for event in self._followers:
+            event.set()
+
+    def _progress_in_thread(self, done: int, total: int) -> None:
+        notify(self._loop, self._progress, done, total)
+
+    def _progress(self, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, total)
+
+    # The rest
+
+    async def tail(self) -> int:
+        self._check()
+        return self._log.view.tail
+
+    async def trim(self, before: int) -> None:
+        self._check()
+        await asyncio.shield(self._housekeeper.call(lambda: self._log.trim(before)))
+
+    def stats(self) -> JournalStats:
+        log = self._log
+        view = log.view
+        spare = log.spare.size if log.spare.ready else 0
+        return JournalStats(
+            bytes_on_disk=sum(segment.size for segment in view.segments) + spare,
+            segments=len(view.segments),
+            entries=view.tail - view.oldest + 1,
+            appends=self._appends,
+            appended_bytes=self._appended_bytes,
+            conflicts=self._conflicts,
+            syncs=self._appends,
+            sync_seconds=self._sync_seconds,
+            free_bytes=max(log.left, spare),
+            snapshots=len(self._snapshots.sizes),
+            snapshot_bytes=sum(self._snapshots.sizes.values()),
+        )
