@@ -113,8 +113,9 @@ class _MemorySnapshotWriter:
 class MemorySnapshots:
     """`SnapshotStore` over the dict of a `MemoryStorage`."""
 
-    def __init__(self, storage: MemoryStorage) -> None:
+    def __init__(self, storage: MemoryStorage, check: Callable[[], None]) -> None:
         self._storage = storage
+        self._check = check
 
     def writer(self, name: str) -> AbstractAsyncContextManager[SnapshotWriter]:
         check_snapshot_name(name)
@@ -122,24 +123,31 @@ class MemorySnapshots:
 
     @asynccontextmanager
     async def _writing(self, name: str) -> AsyncIterator[SnapshotWriter]:
+        self._check()
         writer = _MemorySnapshotWriter()
         yield writer
+        self._check()
         self._storage.snapshots[name] = (tuple(writer.chunks), time.time())
 
     async def list(self) -> list[SnapshotInfo]:
+        self._check()
         return [
             SnapshotInfo(name, sum(map(len, chunks)), created)
             for name, (chunks, created) in sorted(self._storage.snapshots.items())
         ]
 
     async def read(self, name: str) -> AsyncIterator[bytes]:
-        chunks, _ = self._storage.snapshots[check_snapshot_name(name)]
+        check_snapshot_name(name)
+        self._check()
+        chunks, _ = self._storage.snapshots[name]
         for chunk in chunks:
             yield chunk
             await asyncio.sleep(0)
 
     async def delete(self, name: str) -> None:
-        self._storage.snapshots.pop(check_snapshot_name(name), None)
+        check_snapshot_name(name)
+        self._check()
+        self._storage.snapshots.pop(name, None)
 
 
 class MemoryJournal:
@@ -157,7 +165,7 @@ class MemoryJournal:
         self.storage = storage if storage is not None else MemoryStorage()
         self.max_batch_bytes = max_batch_bytes
         self.pipeline_depth = pipeline_depth
-        self.snapshots: SnapshotStore = MemorySnapshots(self.storage)
+        self.snapshots: SnapshotStore = MemorySnapshots(self.storage, self._check)
         self.on_sync: Callable[[float], None] | None = None
         self.on_write: Callable[[float], None] | None = None
         self.on_progress: Callable[[int, int], None] | None = None

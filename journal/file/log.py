@@ -169,6 +169,8 @@ class Log:
             synced = time.perf_counter()
         except BaseException as error:
             raise self.poisoned(error) from error
+        if temporary == self.spare.path:
+            self.spare.placed()
         if self._fd is not None:
             disk.close(self._fd)
         self._fd = fd

@@ -32,6 +32,7 @@ class Spare:
         self._directory = directory
         self._lock = threading.Lock()
         self._fd: int | None = None
+        self._taken = False
         self.path = directory / SPARE_NAME
         self.size = size
 
@@ -42,16 +43,25 @@ class Spare:
     def prepare(self) -> None:
         """Have one ready. NoSpace when there is no room, OSError when the device fails."""
         with self._lock:
-            if self._fd is None:
+            if self._fd is None and not self._taken:
                 self._fd = self._make()
 
     def take(self) -> int:
-        """Its descriptor, now the caller's; makes one if need be. As `prepare`."""
+        """Its descriptor, now the caller's; makes one if need be. As `prepare`.
+
+        No other is made before `placed` says that the file has left the spare's name.
+        """
         with self._lock:
             if self._fd is None:
                 self._fd = self._make()
             fd, self._fd = self._fd, None
+            self._taken = True
             return fd
+
+    def placed(self) -> None:
+        """The file that was taken has another name now."""
+        with self._lock:
+            self._taken = False
 
     def _make(self) -> int:
         disk = self._disk

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.backends import HARNESSES, Harness
+
+
+@pytest.fixture(params=HARNESSES, ids=lambda kind: kind.name)
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    made: Harness = request.param()
+    yield made
+    made.discard()
