@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+from collections import Counter
 from types import FrameType
 
 import pytest
@@ -29,16 +31,21 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A component that could not be had is named, with what went untested for the lack of it."""
-    absent = {name: why for name, why in peers.COMPONENTS.items() if peers.find(name) is None}
-    absent.update({name: "wanted by a test" for name in peers.missing if name not in absent})
+    skipped = Counter(
+        found[1]
+        for report in terminalreporter.stats.get("skipped", [])
+        if (found := re.search(rf"(\S+){re.escape(peers.NOT_HAD)}", str(report.longrepr)))
+    )
+    absent = [name for name in peers.COMPONENTS if peers.find(name) is None]
     oracle = peers.version("etcd")
-    if not absent and oracle is not None and oracle >= (3, 6):
+    old = oracle is not None and oracle < (3, 6)
+    if not absent and not skipped and not old:
         return
     terminalreporter.section("components that could not be had", yellow=True)
-    for name, why in absent.items():
-        skipped = peers.missing.get(name, 0)
-        terminalreporter.line(f"{name}: not found ({why}); {skipped} tests skipped for it here")
-    if oracle is not None and oracle < (3, 6):
+    for name in sorted({*absent, *skipped}):
+        why = peers.COMPONENTS.get(name, "wanted by a test")
+        terminalreporter.line(f"{name}: not found ({why}); tests skipped for it: {skipped[name]}")
+    if oracle and old:
         text = ".".join(map(str, oracle))
         terminalreporter.line(f"etcd 3.6 or newer: the oracle is {text}, with its known faults")
     terminalreporter.line("`make tools` builds them where Go is at hand.")

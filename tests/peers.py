@@ -39,13 +39,13 @@ COMPONENTS = {
     "kube-apiserver": "end-to-end tests with Kubernetes",
 }
 
+#: What a skip says after the program's name; the terminal summary looks for it.
+NOT_HAD = " could not be had: `make tools` builds it where Go is at hand"
+
 READY_LINE = "ready to serve client requests"
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 20.0
 START_TRIES_MAX = 5
-
-#: Program name -> number of tests that were skipped because it is not there.
-missing: dict[str, int] = {}
 
 _live: set[Process] = set()
 
@@ -73,11 +73,10 @@ def find(name: str) -> Path | None:
 
 
 def require(name: str) -> Path:
-    """The executable of this name; without one, skips the running test and notes it for the end."""
+    """The executable of this name; without one, skips the running test, as the summary will say."""
     path = find(name)
     if path is None:
-        missing[name] = missing.get(name, 0) + 1
-        pytest.skip(f"{name} could not be had: `make tools` builds it (needs Go)")
+        pytest.skip(f"{name}{NOT_HAD}")
     return path
 
 

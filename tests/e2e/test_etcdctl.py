@@ -45,7 +45,8 @@ slow = pytest.mark.slow
 OWN_TO_A_SERVER = {"cluster_id", "member_id", "raft_term"}
 PATIENCE = "--command-timeout=60s"
 
-#: From 3.7 on etcdctl waits some seconds before it deletes a range that was not asked for so.
+#: From 3.7 on etcdctl has filters by revision and --stream, and waits some seconds before it
+#: deletes a range that was not asked for by --range.
 NEW_ETCDCTL = (peers.version("etcdctl") or ()) >= (3, 7)
 RANGE = ("--range",) if NEW_ETCDCTL else ()
 
@@ -202,8 +203,9 @@ def test_get(twins: Twins) -> None:
     twins("get", "--prefix", "", "--limit=3", "--sort-by=VALUE", "--order=DESCEND", "-w", "json")
     twins("get", "--prefix", "", "--consistency=s", "-w", "json")
     twins("get", "--prefix", "", "--rev=9", "-w", "json")
-    twins("get", "--prefix", "", "--min-mod-rev=5", "--max-mod-rev=12", "-w", "json")
-    twins("get", "--prefix", "", "--min-create-rev=5", "--max-create-rev=9", "-w", "json")
+    if NEW_ETCDCTL:
+        twins("get", "--prefix", "", "--min-mod-rev=5", "--max-mod-rev=12", "-w", "json")
+        twins("get", "--prefix", "", "--min-create-rev=5", "--max-create-rev=9", "-w", "json")
     twins("get", "a", "-w", "fields")
     twins("get", "a", "--hex")
     twins.fails("etcdserver: mvcc: required revision is a future revision", "get", "a", "--rev=99")
@@ -411,7 +413,7 @@ def test_endpoint_hashkv(twins: Twins) -> None:
     after, oracle = hashes()
     assert after["hash"] != before["hash"]
     for field in ("compact_revision", "hash_revision"):
-        assert after[field] == oracle[field]
+        assert after.get(field) == oracle.get(field)
     # I5: the hash is of the data, not of the process.
     twins.store.stop()
     twins.store.restart()
