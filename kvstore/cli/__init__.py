@@ -1,0 +1,1 @@
+"""The ``jotd`` command: flags, logging, and the subcommands."""
