@@ -286,14 +286,20 @@ def _ended_lease(before: State, revision: int, seen: Events) -> bool:
         return False
     run = _Execution(before, revision)
     run.delete_keys(kv.key for kv in before.values() if kv.lease == first.lease)
-    return run.events == seen
+    return same(run.events, seen)
+
+
+def same(left: Events, right: Events) -> bool:
+    """Whether two lists of events are equal but for the previous values."""
+    return [(e.type, e.kv) for e in left] == [(e.type, e.kv) for e in right]
 
 
 def assemble(ops: Iterable[Op], observed: dict[int, Events], last: int) -> Assembly:
     """Puts a history in order and checks it (I1, I2, I3).
 
-    `observed` has the events, with prev_kv, that the server itself reports for each revision up
-    to `last`; a revision may be absent only if a client was told of it. Every acknowledged
+    `observed` has the events that the server itself reports for each revision up to `last`; a
+    revision may be absent only if a client was told of it. Previous values come from the model,
+    whatever the events say. Every acknowledged
     write must be there at its revision with its effect, no refused one may be, and those of
     unknown outcome either are or are not.
     """
@@ -348,20 +354,24 @@ def _explain(
     if op is not None:
         events, answer = execute(op, before, revision)
         _check_answer(result, op, answer)
-        if seen is not None and seen != events:
+        if seen is not None and not same(seen, events):
             result.faults.append(
                 f"I1: revision {revision} is not what was acknowledged: {op}\n{_text(seen)}"
             )
-        return seen if seen is not None else events
+        return events
     for op in revokes.get(revision, ()):
         events, _ = execute(op, before, revision)
-        if events and (seen is None or seen == events):
+        if events and (seen is None or same(seen, events)):
             return events
     if seen is None:
         result.faults.append(f"I3: nobody knows what revision {revision} is")
         return []
+    seen = [
+        kv_pb2.Event(type=event.type, kv=event.kv, prev_kv=before.get(event.kv.key))
+        for event in seen
+    ]
     for n, op in enumerate(open_ends):
-        if execute(op, before, revision)[0] == seen:
+        if same(execute(op, before, revision)[0], seen):
             result.happened.append(op)
             del open_ends[n]
             return seen
