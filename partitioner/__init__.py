@@ -1,0 +1,1 @@
+"""Which shard owns which keys: the partition table and its lookups."""

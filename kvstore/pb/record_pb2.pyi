@@ -70,7 +70,7 @@ class Alarm(_message.Message):
     def __init__(self, member_id: _Optional[int] = ..., type: _Optional[int] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
-    __slots__ = ("format", "sequence", "revision", "compact_revision", "term", "cluster_id", "member_id", "leases", "alarms")
+    __slots__ = ("format", "sequence", "revision", "compact_revision", "term", "cluster_id", "member_id", "alarms")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -78,7 +78,6 @@ class SnapshotHeader(_message.Message):
     TERM_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
-    LEASES_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
     format: int
     sequence: int
@@ -87,6 +86,15 @@ class SnapshotHeader(_message.Message):
     term: int
     cluster_id: int
     member_id: int
-    leases: _containers.RepeatedCompositeFieldContainer[LeaseGrant]
     alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
-    def __init__(self, format: _Optional[int] = ..., sequence: _Optional[int] = ..., revision: _Optional[int] = ..., compact_revision: _Optional[int] = ..., term: _Optional[int] = ..., cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+    def __init__(self, format: _Optional[int] = ..., sequence: _Optional[int] = ..., revision: _Optional[int] = ..., compact_revision: _Optional[int] = ..., term: _Optional[int] = ..., cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+
+class SnapshotChunk(_message.Message):
+    __slots__ = ("positions", "versions", "leases")
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    versions: _containers.RepeatedCompositeFieldContainer[_kv_pb2.KeyValue]
+    leases: _containers.RepeatedCompositeFieldContainer[LeaseGrant]
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[_Union[_kv_pb2.KeyValue, _Mapping]]] = ..., leases: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ...) -> None: ...

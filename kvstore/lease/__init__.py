@@ -1,0 +1,1 @@
+"""Leases: sans-I/O, time passed in."""

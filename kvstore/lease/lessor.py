@@ -1,0 +1,224 @@
+"""Leases and the keys attached to them.
+
+Sans-I/O: time is an argument, in seconds of a clock that never jumps. A lease ends only by a
+journaled revoke (R1), so this class never expires anything by itself: it names the leases
+whose time is up. A keep-alive is not journaled; after a restart every lease has its full TTL
+again, as in etcd.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from math import ceil
+
+from kvstore.mvcc.buckets import BucketedDict
+from kvstore.mvcc.errors import LeaseExists, LeaseNotFound, LeaseTTLTooLarge
+
+MAX_TTL_S = 9_000_000_000
+MIN_TTL_S = 2
+"""etcd's floor: one and a half election timeouts of its default, rounded up."""
+
+_SMALL_SET = 4096
+
+
+class LeaseKeys:
+    """The keys of one lease: a set that grows without long moves (R11)."""
+
+    __slots__ = ("_few", "_many")
+
+    def __init__(self) -> None:
+        self._few: set[bytes] = set()
+        self._many: BucketedDict[bytes, None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._few) + (len(self._many) if self._many is not None else 0)
+
+    def add(self, key: bytes) -> None:
+        """Attach a key."""
+        if len(self._few) < _SMALL_SET or key in self._few:
+            self._few.add(key)
+        else:
+            if self._many is None:
+                self._many = BucketedDict(bits=8)
+            self._many[key] = None
+
+    def discard(self, key: bytes) -> None:
+        """Detach a key."""
+        self._few.discard(key)
+        if self._many is not None:
+            self._many.pop(key)
+
+    def parts(self) -> Iterator[list[bytes]]:
+        """The keys, in no order, in parts short enough for one step."""
+        yield list(self._few)
+        if self._many is not None:
+            for bucket in self._many.buckets():
+                yield list(bucket)
+
+
+class Lease:
+    """One lease. `expires_at` is in seconds of the caller's clock."""
+
+    __slots__ = ("expires_at", "id", "keys", "ttl_s")
+
+    def __init__(self, lease_id: int, ttl_s: int, expires_at: float) -> None:
+        self.id = lease_id
+        self.ttl_s = ttl_s
+        self.expires_at = expires_at
+        self.keys = LeaseKeys()
+
+    def remaining_s(self, now: float) -> float:
+        """Seconds until the lease is due."""
+        return self.expires_at - now
+
+
+class Lessor:
+    """All leases of one store."""
+
+    def __init__(self) -> None:
+        self._leases: BucketedDict[int, Lease] = BucketedDict(bits=8)
+        self._due: list[tuple[float, int]] = []
+        self._capture: LeaseCapture | None = None
+        self.granted = 0
+        self.revoked = 0
+        self.renewed = 0
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def get(self, lease_id: int) -> Lease | None:
+        """The lease, or None."""
+        return self._leases.get(lease_id)
+
+    def __contains__(self, lease_id: int) -> bool:
+        return lease_id in self._leases
+
+    def check_grant(self, lease_id: int, ttl_s: int) -> None:
+        """Raise LeaseTTLTooLarge, LeaseNotFound or LeaseExists if a grant would fail."""
+        if lease_id == 0:
+            raise LeaseNotFound
+        if ttl_s > MAX_TTL_S:
+            raise LeaseTTLTooLarge
+        if lease_id in self._leases:
+            raise LeaseExists
+
+    def grant(self, lease_id: int, ttl_s: int, now: float) -> Lease:
+        """Add a lease; `ttl_s` is at least MIN_TTL_S already."""
+        lease = Lease(lease_id, ttl_s, now + ttl_s)
+        self._leases[lease_id] = lease
+        heapq.heappush(self._due, (lease.expires_at, lease_id))
+        self.granted += 1
+        if self._capture is not None:
+            self._capture.granted(lease_id)
+        return lease
+
+    def revoke(self, lease_id: int) -> Lease | None:
+        """Remove a lease; its keys are deleted by the caller, at one revision."""
+        lease = self._leases.pop(lease_id)
+        if lease is not None:
+            self.revoked += 1
+            if self._capture is not None:
+                self._capture.revoked(lease)
+        return lease
+
+    def renew(self, lease_id: int, now: float) -> int:
+        """Start a lease's time anew. Returns its TTL. Raises LeaseNotFound."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.expires_at <= now:
+            raise LeaseNotFound
+        lease.expires_at = now + lease.ttl_s
+        self.renewed += 1
+        return lease.ttl_s
+
+    def renew_all(self, now: float) -> None:
+        """Give every lease its full TTL again: after a restart, or a change of leader."""
+        self._due = []
+        for lease in self._leases.values():
+            lease.expires_at = now + lease.ttl_s
+            self._due.append((lease.expires_at, lease.id))
+        heapq.heapify(self._due)
+
+    def move(self, key: bytes, old: int, new: int) -> None:
+        """A key's version with lease `old` was replaced by one with lease `new`; 0: none."""
+        if old == new:
+            return
+        if old:
+            lease = self._leases.get(old)
+            if lease is not None:
+                lease.keys.discard(key)
+        if new:
+            lease = self._leases.get(new)
+            if lease is not None:
+                lease.keys.add(key)
+
+    def due(self, now: float, limit: int) -> list[int]:
+        """Up to `limit` leases whose time is up. They are named again by later calls."""
+        found: list[int] = []
+        while self._due and self._due[0][0] <= now and len(found) < limit:
+            _, lease_id = heapq.heappop(self._due)
+            lease = self._leases.get(lease_id)
+            if lease is None:
+                continue
+            if lease.expires_at <= now:
+                found.append(lease_id)
+                heapq.heappush(self._due, (now + 1.0, lease_id))
+            else:
+                heapq.heappush(self._due, (lease.expires_at, lease_id))
+        return found
+
+    def by_expiry(self) -> list[Lease]:
+        """All leases, the first to expire first."""
+        return sorted(self._leases.values(), key=lambda lease: lease.expires_at)
+
+    # -- snapshots -------------------------------------------------------------------------
+
+    def capture(self) -> LeaseCapture:
+        """Begin to list the leases as they are now, while they go on changing (R9)."""
+        assert self._capture is None, "one snapshot at a time"
+        self._capture = LeaseCapture(self._leases.buckets())
+        return self._capture
+
+    def end_capture(self) -> None:
+        """Stop tracking changes for `capture`."""
+        self._capture = None
+
+
+class LeaseCapture:
+    """The leases as of one moment, read in parts while grants and revokes go on."""
+
+    def __init__(self, buckets: Iterable[dict[int, Lease]]) -> None:
+        self._buckets = buckets
+        self._new: set[int] = set()
+        self._gone: list[tuple[int, int]] = []
+        self._listed: set[int] = set()
+
+    def granted(self, lease_id: int) -> None:
+        """A lease was granted after the moment."""
+        self._new.add(lease_id)
+
+    def revoked(self, lease: Lease) -> None:
+        """A lease was revoked after the moment."""
+        if lease.id in self._new:
+            self._new.discard(lease.id)
+        else:
+            self._gone.append((lease.id, lease.ttl_s))
+
+    def parts(self) -> Iterator[list[tuple[int, int]]]:
+        """(id, TTL in seconds) of each lease of the moment, once, in parts."""
+        for bucket in self._buckets:
+            part = [(x.id, x.ttl_s) for x in bucket.values() if x.id not in self._new]
+            self._listed.update(lease_id for lease_id, _ in part)
+            yield part
+        gone, self._gone = self._gone, []
+        yield [pair for pair in gone if pair[0] not in self._listed]
+
+
+def effective_ttl_s(ttl_s: int) -> int:
+    """The TTL that a request for `ttl_s` seconds gets."""
+    return max(ttl_s, MIN_TTL_S)
+
+
+def whole_seconds(remaining_s: float) -> int:
+    """Seconds as LeaseTimeToLive reports them: rounded towards zero."""
+    return ceil(remaining_s) if remaining_s < 0 else int(remaining_s)

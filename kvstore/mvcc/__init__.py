@@ -1,0 +1,1 @@
+"""The multi-version store: sans-I/O, synchronous, typed (DESIGN §5)."""

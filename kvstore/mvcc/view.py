@@ -1,0 +1,179 @@
+"""What one write request sees and makes, before any of it is journaled.
+
+A view shows committed state, plus the overlay (the newest version of every key that is in
+flight), plus what the request itself has done so far. Effects are collected here and nowhere
+else: a request that fails half way leaves nothing behind (R4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import merge
+
+from kvstore.mvcc.buckets import BucketedDict
+from kvstore.mvcc.shard import Shard
+from kvstore.mvcc.store import SLICE, Steps, Store
+from kvstore.mvcc.version import Version, delete_version, put_version
+
+Overlay = Mapping[bytes, Version]
+
+
+@dataclass(slots=True)
+class WriteView:
+    """The state that one write request works on.
+
+    `revision` is the one that its effects will carry; `revision - 1` is the state before
+    it. Ranges may be read only while nothing is in flight (R4).
+    """
+
+    store: Store
+    overlay: Overlay
+    revision: int
+    now: float
+    effects: list[tuple[Shard, Version]] = field(default_factory=list)
+    _own: BucketedDict[bytes, Version] | None = None
+
+    @property
+    def read_revision(self) -> int:
+        """The revision that a read of this request is answered at."""
+        return self.revision if self.effects else self.revision - 1
+
+    # -- single keys -----------------------------------------------------------------------
+
+    def newest(self, key: bytes) -> Version | None:
+        """The newest version of a key, a deletion included."""
+        if self.effects:
+            version = self._own_newest(key)
+            if version is not None:
+                return version
+        version = self.overlay.get(key)
+        if version is not None:
+            return version
+        store = self.store
+        return store.shards[store.table.shard_of(key)].index.get(key)
+
+    def live(self, key: bytes) -> Version | None:
+        """The newest version of a key, None if it is deleted or never was."""
+        version = self.newest(key)
+        return version if version is not None and version.number else None
+
+    def put(self, key: bytes, value: bytes, lease: int) -> None:
+        """Put a key."""
+        previous = self.newest(key)
+        version = put_version(key, value, lease, self.revision, len(self.effects), previous)
+        self._record(version)
+
+    def delete(self, key: bytes) -> Version | None:
+        """Delete a key. Returns what was deleted, None if there was nothing."""
+        previous = self.newest(key)
+        if previous is None or not previous.number:
+            return None
+        version = delete_version(key, self.revision, len(self.effects), previous)
+        self._record(version)
+        return previous
+
+    def _record(self, version: Version) -> None:
+        """Note an effect. The first needs no map: most requests write one key."""
+        store = self.store
+        shard = store.shards[store.table.shard_of(version.key)]
+        self.effects.append((shard, version))
+        if len(self.effects) == 1:
+            return
+        if self._own is None:
+            self._own = BucketedDict(bits=6)
+            first = self.effects[0][1]
+            self._own[first.key] = first
+        self._own[version.key] = version
+
+    def _own_newest(self, key: bytes) -> Version | None:
+        if self._own is not None:
+            return self._own.get(key)
+        first = self.effects[0][1]
+        return first if first.key == key else None
+
+    # -- ranges ----------------------------------------------------------------------------
+
+    def range_steps(
+        self, low: bytes, high: bytes | None, revision: int, limit: int
+    ) -> Steps[list[Version]]:
+        """Live versions in [low, high), in key order; `limit` 0: all.
+
+        `revision` 0 or less reads what the request has made so far; any other has been
+        checked against the state before it.
+        """
+        before = self.revision - 1
+        if 0 < revision <= before:
+            return (yield from self.store.range_steps(low, high, revision, limit, self.now))
+        if not self.effects:
+            return (yield from self.store.range_steps(low, high, before, limit, self.now))
+        committed = yield from self.store.range_steps(low, high, before, 0, self.now)
+        own = yield from self._own_in(low, high)
+        found: list[Version] = []
+        for at, version in enumerate(merge(committed, own, key=_by_key)):
+            if at % SLICE == SLICE - 1:
+                yield
+            if found and found[-1].key == version.key:
+                found.pop()
+            found.append(version)
+        found = [version for version in found if version.number]
+        return found[:limit] if limit else found
+
+    def count_steps(self, low: bytes, high: bytes | None, revision: int) -> Steps[int]:
+        """How many keys in [low, high) live; `revision` as in `range_steps`."""
+        before = self.revision - 1
+        if 0 < revision <= before:
+            return (yield from self.store.count_steps(low, high, revision, self.now))
+        count = yield from self.store.count_steps(low, high, before, self.now)
+        if self.effects:
+            for version in (yield from self._own_in(low, high)):
+                base = self._base(version)
+                count += (version.number != 0) - (base is not None and base.number != 0)
+        return count
+
+    def delete_range_steps(self, low: bytes, high: bytes | None) -> Steps[list[Version]]:
+        """Delete the live keys in [low, high). Returns what was deleted, in key order."""
+        found = yield from self.range_steps(low, high, 0, 0)
+        for at, previous in enumerate(found):
+            self._record(delete_version(previous.key, self.revision, len(self.effects), previous))
+            if at % SLICE == SLICE - 1:
+                yield
+        return found
+
+    def _base(self, version: Version) -> Version | None:
+        """What the key had before this request."""
+        base = version.previous
+        while base is not None and base.mod >= self.revision:
+            base = base.previous
+        return base
+
+    def _own_in(self, low: bytes, high: bytes | None) -> Steps[list[Version]]:
+        """The newest own version of each key in [low, high), deletions included, by key."""
+        newest: list[Version] = []
+        for at, (_, version) in enumerate(self.effects):
+            inside = low <= version.key and (high is None or version.key < high)
+            if inside and self._own_newest(version.key) is version:
+                newest.append(version)
+            if at % SLICE == SLICE - 1:
+                yield
+        return (yield from sorted_steps(newest))
+
+
+def sorted_steps(versions: list[Version]) -> Steps[list[Version]]:
+    """Sort by key in steps that are all short."""
+    if len(versions) <= SLICE:
+        return sorted(versions, key=_by_key)
+    runs: list[Iterator[Version]] = []
+    for at in range(0, len(versions), SLICE):
+        runs.append(iter(sorted(versions[at : at + SLICE], key=_by_key)))
+        yield
+    found: list[Version] = []
+    for version in merge(*runs, key=_by_key):
+        found.append(version)
+        if len(found) % SLICE == 0:
+            yield
+    return found
+
+
+def _by_key(version: Version) -> bytes:
+    return version.key

@@ -1,0 +1,74 @@
+"""Protobuf's wire format, as far as the store writes it itself.
+
+A key-value pair is encoded once, when its version is made, and kept as those bytes (DESIGN §5).
+The bytes include the tag and the length that the pair has as field 2 of `RangeResponse`,
+`PutResponse`, `Event` and the journal's `Record`, so all four are made by joining.
+"""
+
+from __future__ import annotations
+
+from kvstore.pb.kv_pb2 import KeyValue
+
+_MASK64 = (1 << 64) - 1
+_SHORT = tuple(bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000))
+
+
+def varint(number: int) -> bytes:
+    """A base-128 varint; negative numbers as their 64-bit two's complement."""
+    if 0 <= number < 0x4000:
+        return _SHORT[number]
+    number &= _MASK64
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def field_varint(tag: bytes, number: int) -> bytes:
+    """A varint field, left out when it is zero (proto3)."""
+    return tag + varint(number) if number else b""
+
+
+def field_bytes(tag: bytes, value: bytes) -> bytes:
+    """A length-delimited field, present even when it is empty."""
+    return tag + varint(len(value)) + value
+
+
+def encode_key_value(
+    key: bytes, create_revision: int, mod_revision: int, version: int, value: bytes, lease: int
+) -> bytes:
+    """A `KeyValue` as field 2 of its parent: tag, length, message.
+
+    A deletion has version and create_revision 0 (etcd's tombstone: key and mod_revision only).
+    """
+    size = len(key)
+    body = b"\x0a%b%b" % (varint(size), key)
+    if version:
+        body = b"%b\x10%b\x18%b\x20%b" % (
+            body,
+            varint(create_revision),
+            varint(mod_revision),
+            varint(version),
+        )
+    else:
+        body = b"%b\x18%b" % (body, varint(mod_revision))
+    if value:
+        body = b"%b\x2a%b%b" % (body, varint(len(value)), value)
+    if lease:
+        body = b"%b\x30%b" % (body, varint(lease))
+    return b"\x12%b%b" % (varint(len(body)), body)
+
+
+def payload_start(framed: bytes) -> int:
+    """Where the message begins in what `encode_key_value` returned."""
+    at = 1
+    while framed[at] & 0x80:
+        at += 1
+    return at + 1
+
+
+def decode_key_value(framed: bytes) -> KeyValue:
+    """The message that `encode_key_value` wrote."""
+    return KeyValue.FromString(framed[payload_start(framed) :])

@@ -1,0 +1,1 @@
+"""The life of a write: propose, append, commit; and recovery, snapshots, compaction, expiry."""

@@ -1,0 +1,111 @@
+"""Appending: one task takes batches to the journal and back.
+
+While one append is under way the next batch fills, so a sync is shared by everything that
+arrived meanwhile (group commit). The expected tail makes each append conditional: that is the
+fence (I6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from journal.contract import Conflict, Journal, JournalError, NoSpace, Unknown
+from kvstore.node import errors
+from kvstore.node.committer import Committer
+from kvstore.node.proposer import Batch, Proposer
+from kvstore.node.slicer import Slicer
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_TRIES = 5
+UNKNOWN_PAUSE_S = 0.2
+
+
+class Appender:
+    """Moves batches from proposer to journal to committer."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        slicer: Slicer,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._journal = journal
+        self._slicer = slicer
+        self._on_failure = on_failure
+        self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.tail = 0
+        self.appends = 0
+        self.observe_append: Callable[[float, int, int], None] = lambda *_: None
+
+    def wake(self) -> None:
+        """There is something to append."""
+        self._ready.set()
+
+    def start(self, proposer: Proposer, committer: Committer, tail: int) -> None:
+        """Begin to append after sequence `tail`."""
+        self.tail = tail
+        self._task = asyncio.get_running_loop().create_task(self._run(proposer, committer))
+
+    async def stop(self) -> None:
+        """End the task. The caller has waited until nothing is in flight, or given up on it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, proposer: Proposer, committer: Committer) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = proposer.take()
+            if batch is None:
+                self._ready.clear()
+                await self._ready.wait()
+                continue
+            started = loop.time()
+            try:
+                self.tail = await self._append(batch)
+            except NoSpace:
+                log.warning("the journal has no space: writes in flight are refused")
+                proposer.refused(errors.NoSpace())
+                continue
+            except (JournalError, ValueError, OSError) as failure:
+                proposer.stop()
+                proposer.refused(errors.Stopped())
+                self._on_failure(failure)
+                return
+            self.appends += 1
+            self.observe_append(loop.time() - started, batch.nbytes, len(batch.replies))
+            try:
+                await self._slicer.run(committer.commit_steps(batch))
+            except Exception as failure:
+                proposer.stop()
+                self._on_failure(failure)
+                return
+
+    async def _append(self, batch: Batch) -> int:
+        """Append until the outcome is known (R5).
+
+        The same bytes at the same expected tail each time: only one of the tries can take
+        effect. A conflict after an unknown outcome may be our own success, so it is looked up.
+        """
+        expected = self.tail
+        unknown = False
+        for _ in range(UNKNOWN_TRIES):
+            try:
+                return await self._journal.append(batch.parts, expected)
+            except Unknown:
+                unknown = True
+                await asyncio.sleep(UNKNOWN_PAUSE_S)
+            except Conflict:
+                if unknown and await self._is_there(batch, expected):
+                    return expected + 1
+                raise
+        raise Unknown("an append's outcome could not be found out")
+
+    async def _is_there(self, batch: Batch, expected: int) -> bool:
+        async for entries in self._journal.read(expected):
+            return entries[0].payload == b"".join(batch.parts)
+        return False

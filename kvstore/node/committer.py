@@ -1,0 +1,57 @@
+"""Committing: what the journal has taken becomes state, visible whole and in order (R2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvstore.mvcc.store import SLICE, Steps
+from kvstore.node.proposer import Batch, Proposer, change_of
+from kvstore.node.state import State
+from kvstore.pb import record_pb2
+from kvstore.watch.hub import Hub
+
+
+class Committer:
+    """Applies batches in journal order."""
+
+    def __init__(
+        self, state: State, hub: Hub, proposer: Proposer, now: Callable[[], float]
+    ) -> None:
+        self._state = state
+        self._hub = hub
+        self._proposer = proposer
+        self._now = now
+        self.committed = 0
+        self.on_compact: Callable[[], None] = lambda: None
+
+    def commit_steps(self, batch: Batch) -> Steps[None]:
+        """Apply a batch, then publish it whole, then answer (I2).
+
+        A huge one is linked in slices above the watermark, where nobody sees it (R13).
+        """
+        state, proposer = self._state, self._proposer
+        items = batch.items
+        for at in range(0, len(items), SLICE):
+            linked = []
+            for item in items[at : at + SLICE]:
+                shard, version = item
+                if shard is None:
+                    self._change(change_of(item))
+                else:
+                    state.link(shard, version)
+                    linked.append(version)
+                    proposer.settled(version)
+            self._hub.note(linked)
+            if at + SLICE < len(items):
+                yield
+        state.store.publish(batch.revision)
+        self.committed += len(batch.replies)
+        proposer.committed(batch)
+        self._hub.publish()
+
+    def _change(self, change: record_pb2.Record) -> None:
+        self._state.change(change, self._now())
+        if change.HasField("lease_grant"):
+            self._proposer.granted(change.lease_grant.id)
+        elif change.HasField("compact"):
+            self.on_compact()

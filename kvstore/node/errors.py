@@ -1,0 +1,27 @@
+"""Why a node does not answer a request. The api layer owns etcd's codes and texts for these."""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """The node could not serve a request, whatever the request was."""
+
+
+class NoSpace(NodeError):
+    """A quota, a shard's budget or the journal's disk is used up."""
+
+
+class TooManyRequests(NodeError):
+    """More is in flight than the node will hold (I8)."""
+
+
+class RequestTimeout(NodeError):
+    """etcd's server-side time limit passed; the outcome is open (R12)."""
+
+
+class Stopped(NodeError):
+    """The node is shutting down, or its journal failed."""
+
+
+class CorruptAlarm(NodeError):
+    """The CORRUPT alarm is raised: no request is served."""

@@ -1,0 +1,367 @@
+"""Proposing: from requests to effects, and from effects to batches for the journal.
+
+Single-key requests are evaluated at once, on committed state plus the overlay of what is in
+flight. All others wait until nothing is (R4). What was evaluated with sight of writes in flight is
+answered behind the newest of them (R3), whether it changed anything or failed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from journal.contract import Journal
+from kvstore.mvcc.errors import StoreError
+from kvstore.mvcc.shard import Shard
+from kvstore.mvcc.store import SLICE, Steps
+from kvstore.mvcc.version import Version
+from kvstore.mvcc.view import WriteView
+from kvstore.node import records
+from kvstore.node.errors import NodeError, NoSpace, RequestTimeout, Stopped, TooManyRequests
+from kvstore.node.operation import Draft, Operation
+from kvstore.node.slicer import Slicer
+from kvstore.node.state import State
+from kvstore.pb import record_pb2
+
+REQUEST_TIMEOUT_S = 7.0
+"""etcd's server-side limit: 5 s plus two election timeouts."""
+
+BYTES_IN_FLIGHT_MAX = 64 << 20
+OPERATIONS_WAITING_MAX = 50_000
+
+Item = tuple[Shard | None, Any]
+"""(shard, Version), or (None, Record) for a change without one."""
+
+Reply = tuple[Operation, bytes | Exception]
+
+
+class Batch:
+    """What goes to the journal in one append, and whom to tell."""
+
+    __slots__ = ("items", "nbytes", "parts", "releases", "replies", "revision", "started_at")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.parts: list[bytes] = []
+        self.nbytes = 0
+        self.replies: list[Reply] = []
+        self.revision = 0
+        self.started_at = 0.0
+        self.releases = False
+
+
+class Proposer:
+    """The write side of one node, up to the journal's door."""
+
+    def __init__(
+        self,
+        state: State,
+        journal: Journal,
+        slicer: Slicer,
+        now: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        self._state = state
+        self._journal = journal
+        self._slicer = slicer
+        self._now = now
+        self._wake = wake
+        self._overlay: dict[bytes, Version] = {}
+        self._granted: set[int] = set()
+        self._open = Batch()
+        self._flying: deque[Batch] = deque()
+        self._queue: deque[Operation] = deque()
+        self._held = False
+        self._stopped = False
+        self._draining = False
+        self._proposing = False
+        self._bytes = 0
+        self.quota_bytes = 0
+        self.on_no_space: Callable[[], None] = lambda: None
+        self.is_capped: Callable[[], bool] = lambda: False
+        self.failed = 0
+
+    # -- intake ----------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting, being evaluated, or in flight."""
+        return not (self._queue or self._held or self._pending)
+
+    @property
+    def waiting(self) -> int:
+        """Operations that are not committed yet."""
+        flying = sum(len(batch.replies) for batch in self._flying)
+        return len(self._queue) + len(self._open.replies) + flying
+
+    @property
+    def _pending(self) -> bool:
+        return bool(self._open.items or self._flying)
+
+    def submit(self, operation: Operation) -> None:
+        """Take an operation in; it is answered now or later, once."""
+        if self._stopped:
+            operation.fail(Stopped())
+        elif self._queue or self._held or (operation.drains and self._pending):
+            if len(self._queue) >= OPERATIONS_WAITING_MAX:
+                operation.fail(TooManyRequests())
+                return
+            operation.submitted_at = self._now()
+            self._queue.append(operation)
+        else:
+            self._propose(operation)
+
+    def _propose(self, operation: Operation) -> None:
+        if operation.cancelled:
+            return
+        refusal = self._refusal(operation)
+        if refusal is not None:
+            operation.fail(refusal)
+            return
+        state = self._state
+        base = self._open.revision or (self._flying[-1].revision if self._flying else 0)
+        revision = (base or state.store.revision) + 1
+        view = WriteView(state.store, self._overlay, revision, self._now())
+        draft = Draft(view, state.lessor, self._granted)
+        if operation.drains:
+            self._held = True
+            self._slicer.start(
+                self._drained_steps(operation, draft),
+                lambda result, error: self._drained(operation, draft, result, error),
+            )
+            return
+        try:
+            response = operation.evaluate(draft)
+        except (StoreError, NodeError) as error:
+            self._answer_behind(operation, error)
+            return
+        if not view.effects and not draft.changes:
+            self._answer_behind(operation, response)
+            return
+        parts = self._parts(draft)
+        if self._accept(operation, draft, parts, response):
+            for _, version in view.effects:
+                self._overlay[version.key] = version
+
+    def _refusal(self, operation: Operation) -> NodeError | None:
+        if self._bytes > BYTES_IN_FLIGHT_MAX:
+            return TooManyRequests()
+        if operation.cost_bytes:
+            if self.is_capped():
+                return NoSpace()
+            size = self._state.store.size_bytes + self._bytes + operation.cost_bytes
+            if self.quota_bytes and size > self.quota_bytes:
+                self.on_no_space()
+                return NoSpace()
+        return None
+
+    def _drained_steps(
+        self, operation: Operation, draft: Draft
+    ) -> Steps[tuple[bytes, list[bytes]]]:
+        response = yield from operation.evaluate_steps(draft)
+        effects = draft.view.effects
+        if draft.stand_in is not None or len(effects) <= SLICE:
+            return response, self._parts(draft)
+        joined: list[bytes] = []
+        for at in range(0, len(effects), SLICE):
+            joined.append(b"".join([v.framed for _, v in effects[at : at + SLICE]]))
+            yield
+        head = records.transaction_head(draft.view.revision, sum(map(len, joined)))
+        return response, [*map(records.record_part, draft.changes), head, *joined]
+
+    def _drained(
+        self,
+        operation: Operation,
+        draft: Draft,
+        result: tuple[bytes, list[bytes]] | None,
+        error: BaseException | None,
+    ) -> None:
+        self._held = False
+        if self._stopped:
+            operation.fail(Stopped())
+            return
+        if result is None:
+            assert isinstance(error, Exception)
+            operation.fail(error)
+        else:
+            response, parts = result
+            if not draft.view.effects and not draft.changes and draft.stand_in is None:
+                operation.succeed(response)
+            elif self._accept(operation, draft, parts, response):
+                self._held = True
+                self._open.releases = True
+        self._go_on()
+
+    @staticmethod
+    def _parts(draft: Draft) -> list[bytes]:
+        parts = [records.record_part(change) for change in draft.changes]
+        effects = draft.view.effects
+        if draft.stand_in is not None:
+            parts.append(records.record_part(draft.stand_in))
+        elif effects:
+            parts.extend(records.transaction_parts(draft.view.revision, [v for _, v in effects]))
+        return parts
+
+    def _accept(
+        self, operation: Operation, draft: Draft, parts: Sequence[bytes], response: bytes
+    ) -> bool:
+        """Put an operation's effects into the open batch. From here on it is irrevocable (R12)."""
+        nbytes = sum(map(len, parts))
+        if not self._has_room(operation, draft, nbytes):
+            self._answer_behind(operation, NoSpace())
+            return False
+        batch = self._open
+        if not batch.parts:
+            batch.started_at = self._now()
+            batch.revision = draft.view.revision - 1
+        for change in draft.changes:
+            batch.items.append((None, change))
+            if change.HasField("lease_grant"):
+                self._granted.add(change.lease_grant.id)
+        if draft.view.effects:
+            if batch.items:
+                batch.items.extend(draft.view.effects)
+            else:
+                batch.items = draft.view.effects  # type: ignore[assignment]
+            batch.revision = draft.view.revision
+        if draft.stand_in is not None:
+            batch.items.append((None, draft.stand_in))
+        batch.parts.extend(parts)
+        batch.nbytes += nbytes
+        self._bytes += nbytes
+        batch.replies.append((operation, response))
+        self._wake()
+        return True
+
+    def _has_room(self, operation: Operation, draft: Draft, nbytes: int) -> bool:
+        for shard, version in draft.view.effects[:SLICE]:
+            if (
+                shard.budget_bytes
+                and version.number
+                and shard.size_bytes + version.size > shard.budget_bytes
+            ):
+                return False
+        return self._journal.reserve(nbytes, urgent=operation.urgent)
+
+    def _answer_behind(self, operation: Operation, outcome: bytes | Exception) -> None:
+        """Answer when everything that the operation saw is committed (R3)."""
+        if self._open.items:
+            self._open.replies.append((operation, outcome))
+        elif self._flying:
+            self._flying[-1].replies.append((operation, outcome))
+        else:
+            answer(operation, outcome)
+
+    # -- to the journal and back -----------------------------------------------------------
+
+    def take(self) -> Batch | None:
+        """The next batch for the journal; None if there is none."""
+        batch = self._open
+        if not batch.items:
+            return None
+        self._flying.append(batch)
+        self._open = Batch()
+        return batch
+
+    def settled(self, version: Version) -> None:
+        """A version is applied: it leaves the overlay unless a newer one took its place."""
+        if self._overlay.get(version.key) is version:
+            del self._overlay[version.key]
+
+    def granted(self, lease_id: int) -> None:
+        """A lease grant is applied."""
+        self._granted.discard(lease_id)
+
+    def committed(self, batch: Batch) -> None:
+        """A batch is applied and visible: answer, and let waiting operations go on."""
+        assert self._flying[0] is batch
+        self._flying.popleft()
+        self._bytes -= batch.nbytes
+        if batch.releases:
+            self._held = False
+        for operation, outcome in batch.replies:
+            answer(operation, outcome)
+        self._go_on()
+
+    def refused(self, error: Exception) -> None:
+        """The journal refused: the whole overlay goes, and with it all that saw it (R5)."""
+        batches = [*self._flying, self._open]
+        self._flying.clear()
+        self._open = Batch()
+        self._overlay.clear()
+        self._granted.clear()
+        self._bytes = 0
+        if any(batch.releases for batch in batches):
+            self._held = False
+        for batch in batches:
+            self.failed += len(batch.replies)
+            for operation, _ in batch.replies:
+                operation.fail(error)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Propose what was waiting, in order; a long queue in slices."""
+        if not self._proposing and self._propose_some() and not self._draining:
+            self._draining = True
+            self._slicer.start(self._queue_steps(), lambda *_: None)
+
+    def _queue_steps(self) -> Steps[None]:
+        yield
+        while self._propose_some():
+            yield
+        self._draining = False
+
+    def _propose_some(self) -> bool:
+        """Propose up to a slice of the queue. True if there is more that could go on."""
+        self._proposing = True
+        try:
+            for _ in range(64):
+                if self._blocked():
+                    return False
+                self._propose(self._queue.popleft())
+            return not self._blocked()
+        finally:
+            self._proposing = False
+
+    def _blocked(self) -> bool:
+        queue = self._queue
+        return not queue or self._held or (queue[0].drains and self._pending)
+
+    # -- time and the end ------------------------------------------------------------------
+
+    def expire(self, now: float) -> None:
+        """Answer what has taken too long. What is in flight stays in flight (R12)."""
+        while self._queue and now - self._queue[0].submitted_at > REQUEST_TIMEOUT_S:
+            self._queue.popleft().fail(RequestTimeout())
+        for batch in self._flying:
+            if now - batch.started_at > REQUEST_TIMEOUT_S:
+                replies, batch.replies = batch.replies, []
+                for operation, _ in replies:
+                    operation.fail(RequestTimeout())
+
+    def stop(self) -> None:
+        """Take nothing more in; operations that only wait are answered with Stopped."""
+        self._stopped = True
+        queue, self._queue = self._queue, deque()
+        for operation in queue:
+            operation.fail(Stopped())
+
+
+def answer(operation: Operation, outcome: bytes | Exception) -> None:
+    """Tell an operation how it ended."""
+    if isinstance(outcome, Exception):
+        operation.fail(outcome)
+    else:
+        operation.succeed(outcome)
+
+
+def is_change(item: Item) -> bool:
+    """Whether an item is a record without versions."""
+    return item[0] is None
+
+
+def change_of(item: Item) -> record_pb2.Record:
+    """The record of such an item."""
+    change: record_pb2.Record = item[1]
+    return change

@@ -1,0 +1,118 @@
+"""Everything that a journal determines: store, leases, alarms, term.
+
+`State` applies changes that are committed; it neither decides nor journals. Replaying the same
+records over the same snapshot always gives the same state (I5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+
+from kvstore.lease.lessor import Lessor
+from kvstore.mvcc.shard import Shard
+from kvstore.mvcc.store import SLICE, Steps, Store
+from kvstore.mvcc.version import Version, version_from_wire
+from kvstore.mvcc.view import WriteView
+from kvstore.mvcc.wire import varint
+from kvstore.pb import record_pb2
+from partitioner.table import PartitionTable
+
+Alarm = tuple[int, int]
+"""(member id, etcdserverpb.AlarmType)."""
+
+
+class State:
+    """The replicated state of one cluster."""
+
+    def __init__(self, table: PartitionTable) -> None:
+        self.store = Store(table)
+        self.lessor = Lessor()
+        self.alarms: set[Alarm] = set()
+        self.term = 0
+        self.cluster_id = 0
+        self.member_id = 0
+
+    def link(self, shard: Shard, version: Version) -> None:
+        """Apply one version: index, history, and the key's place among the leases."""
+        replaced = shard.link(version)
+        lease = version.lease
+        if replaced is not None:
+            if replaced.lease != lease:
+                self.lessor.move(version.key, replaced.lease, lease)
+        elif lease:
+            self.lessor.move(version.key, 0, lease)
+
+    def change(self, record: record_pb2.Record, now: float) -> None:
+        """Apply a record's part that is not a version of a key."""
+        match record.WhichOneof("change"):
+            case "lease_grant":
+                self.lessor.grant(record.lease_grant.id, record.lease_grant.ttl_s, now)
+            case "lease_revoke":
+                self.lessor.revoke(record.lease_revoke)
+            case "compact":
+                self.store.compact_revision = max(self.store.compact_revision, record.compact)
+            case "term":
+                self.term = record.term.term
+                self.cluster_id = record.term.cluster_id
+                self.member_id = record.term.member_id
+            case "alarm":
+                alarm = (record.alarm.member_id, record.alarm.type)
+                if record.alarm.active:
+                    self.alarms.add(alarm)
+                else:
+                    self.alarms.discard(alarm)
+            case _:
+                pass
+
+    def replay_steps(self, record: record_pb2.Record, now: float) -> Steps[None]:
+        """Apply one record of the journal at recovery, or on a follower."""
+        store = self.store
+        change = record.WhichOneof("change")
+        if change == "delete_range":
+            key_range = record.delete_range
+            high = None if key_range.range_end == b"\x00" else key_range.range_end
+            view = WriteView(store, {}, record.revision, now)
+            yield from view.delete_range_steps(key_range.key, high)
+            yield from self._link_all(view)
+        elif change == "lease_revoke":
+            lease = self.lessor.get(record.lease_revoke)
+            if lease is not None and record.revision:
+                view = WriteView(store, {}, record.revision, now)
+                yield from delete_lease_keys_steps(view, lease.keys.parts())
+                yield from self._link_all(view)
+            self.change(record, now)
+        elif change is not None:
+            self.change(record, now)
+        for sub, kv in enumerate(record.versions):
+            body = kv.SerializeToString()
+            framed = b"\x12%b%b" % (varint(len(body)), body)
+            shard = store.shard_of(kv.key)
+            previous = shard.index.get(kv.key)
+            self.link(shard, version_from_wire(framed, sub, previous))
+            if sub % SLICE == SLICE - 1:
+                yield
+        if record.revision:
+            store.publish(record.revision)
+
+    def _link_all(self, view: WriteView) -> Steps[None]:
+        for at, (shard, version) in enumerate(view.effects):
+            self.link(shard, version)
+            if at % SLICE == SLICE - 1:
+                yield
+
+
+def delete_lease_keys_steps(view: WriteView, parts: Iterator[list[bytes]]) -> Steps[int]:
+    """Delete the keys of a lease in key order, as etcd does. Returns how many there were."""
+    runs: list[list[bytes]] = []
+    for part in parts:
+        runs.append(sorted(part))
+        if len(part) >= SLICE // 4:
+            yield
+    deleted = 0
+    for key in merge(*runs):
+        if view.delete(key) is not None:
+            deleted += 1
+            if deleted % SLICE == 0:
+                yield
+    return deleted

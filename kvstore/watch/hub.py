@@ -1,0 +1,299 @@
+"""The watch index and the cursors of all watchers (R7).
+
+A watcher's cursor is a revision. Delivery always reads events from the cursor to the watermark,
+whole revisions; the index only wakes watchers and names their first matching revision. Watchers
+of the same range form a group and share the reading and the encoding of events.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+
+from kvstore.mvcc.buckets import BucketedDict
+from kvstore.mvcc.shard import Shard
+from kvstore.mvcc.store import SLICE, Steps, Store
+from kvstore.mvcc.version import Version
+from kvstore.mvcc.wire import varint
+from kvstore.watch.intervals import IntervalMap, Range
+
+_RECENT = 256
+"""Matching events that a group keeps at hand; older ones are read from the history."""
+
+_mod = attrgetter("mod")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a watcher wants to see of an event."""
+
+    prev_kv: bool = False
+    no_put: bool = False
+    no_delete: bool = False
+
+
+class Watcher:
+    """One watch: a range, a cursor, and whom to wake.
+
+    `cursor` is the next revision to deliver while the watcher is `due`; one that is not due has
+    seen everything up to the watermark. `start` keeps events below it away.
+    """
+
+    __slots__ = ("cursor", "due", "fragment", "group", "id", "progress", "quiet", "shape", "start",
+                 "wake")  # fmt: skip
+
+    def __init__(
+        self,
+        watch_id: int,
+        shape: Shape,
+        start: int,
+        wake: Callable[[Watcher], None],
+        *,
+        fragment: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self.id = watch_id
+        self.shape = shape
+        self.start = start
+        self.wake = wake
+        self.fragment = fragment
+        self.progress = progress
+        self.quiet = True
+        self.due = False
+        self.cursor = 0
+        self.group: Group | None = None
+
+
+class Group:
+    """Watchers of one range.
+
+    `recent` holds every event of the range above `complete_after`, published or not.
+    """
+
+    __slots__ = ("complete_after", "encoded", "first_new", "high", "low", "recent", "shards",
+                 "watchers")  # fmt: skip
+
+    def __init__(self, low: bytes, high: bytes | None, shards: list[Shard], revision: int) -> None:
+        self.low = low
+        self.high = high
+        self.shards = shards
+        self.watchers: dict[Watcher, None] = {}
+        self.recent: list[Version] = []
+        self.complete_after = revision
+        self.first_new = 0
+        self.encoded: dict[tuple[int, int, Shape], EventChunk] = {}
+
+    def note(self, version: Version) -> bool:
+        """An event of the range. True if it is the first since the last publication."""
+        self.recent.append(version)
+        if self.first_new:
+            return False
+        self.first_new = version.mod
+        return True
+
+    def published(self) -> None:
+        """The noted events are visible now; keep the newest of them, whole revisions."""
+        self.first_new = 0
+        self.encoded.clear()
+        surplus = len(self.recent) - _RECENT
+        if surplus > _RECENT:
+            self.complete_after = self.recent[surplus - 1].mod
+            del self.recent[:surplus]
+
+
+@dataclass(frozen=True, slots=True)
+class EventChunk:
+    """Encoded events (field 11 of WatchResponse) of whole revisions, ready to join."""
+
+    events: list[bytes]
+    size: int
+    last_revision: int
+
+
+def encode_event(version: Version, shape: Shape) -> bytes:
+    """One event as field 11 of WatchResponse: tag, length, message."""
+    body = version.framed if version.number else b"\x08\x01" + version.framed
+    if shape.prev_kv and not (version.number and version.create == version.mod):
+        previous = version.previous
+        while previous is not None and previous.mod == version.mod:
+            previous = previous.previous
+        if previous is not None and previous.number:
+            body = b"%b\x1a%b" % (body, previous.framed[1:])
+    return b"\x5a%b%b" % (varint(len(body)), body)
+
+
+class Hub:
+    """All watchers of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._keys: BucketedDict[bytes, Group] = BucketedDict(bits=8)
+        self._ranges: IntervalMap[Group] = IntervalMap()
+        self._by_range: BucketedDict[Range, Group] = BucketedDict(bits=8)
+        self._touched: list[Group] = []
+        self._noted = 0
+        self.watchers = 0
+        self.slow = 0
+        self.events = 0
+
+    # -- who watches -----------------------------------------------------------------------
+
+    def add(self, watcher: Watcher, low: bytes, high: bytes | None, *, single: bool) -> None:
+        """Start a watch on [low, high) (`single`: on the key `low` alone).
+
+        A watcher with a start revision at or below the watermark is due at once.
+        """
+        store = self._store
+        group = self._keys.get(low) if single else self._by_range.get((low, high))
+        if group is None:
+            numbers = {segment.shard for segment in store.table.segments(low, high)}
+            shards = [store.shards[number] for number in sorted(numbers)]
+            group = Group(low, high, shards, max(store.revision, self._noted))
+            if self._noted:
+                group.first_new = store.revision + 1
+                self._touched.append(group)
+            if single:
+                self._keys[low] = group
+            else:
+                self._by_range[(low, high)] = group
+                self._ranges.add(low, high, group)
+        group.watchers[watcher] = None
+        watcher.group = group
+        self.watchers += 1
+        if 0 < watcher.start <= store.revision:
+            self._make_due(watcher, watcher.start)
+        elif watcher.start <= 0:
+            watcher.start = store.revision + 1
+
+    def remove(self, watcher: Watcher) -> None:
+        """End a watch."""
+        group = watcher.group
+        if group is None:
+            return
+        watcher.group = None
+        if watcher.due:
+            watcher.due = False
+            self.slow -= 1
+        self.watchers -= 1
+        del group.watchers[watcher]
+        if not group.watchers:
+            if self._keys.get(group.low) is group:
+                self._keys.pop(group.low)
+            else:
+                self._by_range.pop((group.low, group.high))
+                self._ranges.remove(group.low, group.high)
+
+    # -- what happens ----------------------------------------------------------------------
+
+    def note(self, versions: Iterable[Version]) -> None:
+        """Match events that are linked but not visible yet, in order."""
+        keys, ranges, touched = self._keys, self._ranges, self._touched
+        for version in versions:
+            key = version.key
+            group = keys.get(key)
+            if group is not None and group.note(version):
+                touched.append(group)
+            for group in ranges.containing(key):
+                if group.note(version):
+                    touched.append(group)
+            self._noted = version.mod
+
+    def publish(self) -> None:
+        """The watermark has moved over everything noted: wake who is concerned."""
+        revision = self._store.revision
+        touched, self._touched = self._touched, []
+        self._noted = 0
+        for group in touched:
+            first = group.first_new
+            group.published()
+            for watcher in list(group.watchers):
+                if not watcher.due and watcher.start <= revision:
+                    self._make_due(watcher, max(first, watcher.start))
+
+    def _make_due(self, watcher: Watcher, revision: int) -> None:
+        watcher.due = True
+        watcher.cursor = revision
+        self.slow += 1
+        watcher.wake(watcher)
+
+    def is_compacted(self, watcher: Watcher) -> bool:
+        """Whether a due watcher has been overtaken by compaction (I4)."""
+        return watcher.due and watcher.cursor < self._store.compact_revision
+
+    def caught_up(self, watcher: Watcher, through: int) -> None:
+        """Everything up to `through` was handed over to the stream."""
+        watcher.cursor = through + 1
+        if through >= self._store.revision:
+            watcher.due = False
+            self.slow -= 1
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def read_steps(self, watcher: Watcher, size_max: int) -> Steps[EventChunk]:
+        """The next events of a due watcher: whole revisions, about `size_max` bytes.
+
+        `last_revision` tells how far they reach; events of later revisions remain. The
+        answer may be empty when nothing in the range happened.
+        """
+        group = watcher.group
+        assert group is not None and watcher.due
+        start, through = watcher.cursor, self._store.revision
+        if start > group.complete_after:
+            memo = (start, through, watcher.shape)
+            chunk = group.encoded.get(memo)
+            if chunk is None:
+                at = bisect_left(group.recent, start, key=_mod)
+                end = bisect_left(group.recent, through + 1, key=_mod)
+                chunk = yield from self._encode(
+                    group.recent[at:end], watcher.shape, through, size_max
+                )
+                group.encoded[memo] = chunk
+            return chunk
+        return (yield from self._read_history(group, watcher.shape, start, through, size_max))
+
+    def _encode(
+        self, versions: list[Version], shape: Shape, through: int, size_max: int
+    ) -> Steps[EventChunk]:
+        events: list[bytes] = []
+        size = 0
+        revision = 0
+        for at, version in enumerate(versions):
+            if version.mod != revision and size >= size_max:
+                return EventChunk(events, size, revision)
+            revision = version.mod
+            if not (shape.no_put if version.number else shape.no_delete):
+                event = encode_event(version, shape)
+                events.append(event)
+                size += len(event)
+            if at % SLICE == SLICE - 1:
+                yield
+        return EventChunk(events, size, through)
+
+    def _read_history(
+        self, group: Group, shape: Shape, start: int, through: int, size_max: int
+    ) -> Steps[EventChunk]:
+        """Scan the shards' histories; a revision that is cut by a slice is read to its end."""
+        low, high = group.low, group.high
+        found: list[Version] = []
+        revision, sub = start, 0
+        size = 0
+        while True:
+            batch, complete = self._store.events(group.shards, revision, sub, through, SLICE)
+            for version in batch:
+                if low <= version.key and (high is None or version.key < high):
+                    found.append(version)
+                    size += len(version.framed)
+            if complete:
+                break
+            revision, sub = batch[-1].mod, batch[-1].sub + 1
+            if size >= size_max and found[0].mod < revision:
+                while found and found[-1].mod == revision:
+                    found.pop()
+                through = revision - 1
+                break
+            yield
+            if start < self._store.compact_revision:
+                return EventChunk([], 0, start - 1)
+        return (yield from self._encode(found, shape, through, size_max))
