@@ -185,7 +185,7 @@ def scrape(stats: ServerStats, rpc: RpcCounters, health: HealthCounts) -> dict[s
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
-def value(families: dict[str, object], name: str, **labels: str) -> float:
+def value(families: dict[str, object], name: str, /, **labels: str) -> float:
     found = [
         sample.value
         for family in families.values()

@@ -1,0 +1,1 @@
+"""The HTTP side: health, version and metrics, for probes, dashboards and people."""
