@@ -47,13 +47,22 @@ class Recorder:
     leases: list[int] = field(default_factory=list)
 
     async def do(
-        self, client: wire.Client, number: int, method: str, request: Any, timeout: float = 30.0
+        self,
+        client: wire.Client,
+        number: int,
+        method: str,
+        request: Any,
+        *,
+        wait_for_ready: bool = False,
     ) -> Op:
-        """Sends one request and writes down what became of it."""
+        """Sends one request and writes down what became of it.
+
+        With `wait_for_ready` it is sent once there is a connection, else it fails without one.
+        """
         op = Op(number, method, request, self.known)
         self.ops.append(op)
         try:
-            op.answer = await client.call(method, request, timeout=timeout)
+            op.answer = await client.call(method, request, wait_for_ready=wait_for_ready)
         except grpc.aio.AioRpcError as error:
             op.error = f"{error.code().name}: {error.details()}"
             op.outcome = UNKNOWN if error.code() in AMBIGUOUS else REFUSED
@@ -107,13 +116,20 @@ class Writer:
         self._count = 0
 
     async def run(
-        self, client: wire.Client, count: int | None = None, stop: asyncio.Event | None = None
+        self,
+        client: wire.Client,
+        count: int | None = None,
+        stop: asyncio.Event | None = None,
+        *,
+        wait_for_ready: bool = False,
     ) -> None:
         """Sends `count` requests, or as many as fit until `stop` is set."""
         done = 0
         while (count is None or done < count) and not (stop and stop.is_set()):
             method, request = self.next()
-            op = await self.recorder.do(client, self.number, method, request)
+            op = await self.recorder.do(
+                client, self.number, method, request, wait_for_ready=wait_for_ready
+            )
             done += 1
             if op.outcome == UNKNOWN:
                 # The server is going or gone; do not spin.
