@@ -38,6 +38,7 @@ class Appender:
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.tail = 0
+        self.committing = False
         self.appends = 0
         self.observe_append: Callable[[float, int, int], None] = lambda *_: None
 
@@ -78,12 +79,15 @@ class Appender:
                 return
             self.appends += 1
             self.observe_append(loop.time() - started, batch.nbytes, len(batch.replies))
+            self.committing = True
             try:
                 await self._slicer.run(committer.commit_steps(batch))
             except Exception as failure:
+                log.exception("a committed batch could not be applied")
                 proposer.stop()
                 self._on_failure(failure)
                 return
+            self.committing = False
 
     async def _append(self, batch: Batch) -> int:
         """Append until the outcome is known (R5).

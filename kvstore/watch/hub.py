@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 
 from kvstore.mvcc.buckets import BucketedDict
@@ -38,7 +39,7 @@ class Watcher:
     """One watch: a range, a cursor, and whom to wake.
 
     `cursor` is the next revision to deliver while the watcher is `due`; one that is not due has
-    seen everything up to the watermark. `start` keeps events below it away.
+    seen everything up to the watermark. `start` keeps events below it away; 0: from now on.
     """
 
     __slots__ = ("cursor", "due", "fragment", "group", "id", "progress", "quiet", "shape", "start",
@@ -103,13 +104,18 @@ class Group:
             del self.recent[:surplus]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EventChunk:
-    """Encoded events (field 11 of WatchResponse) of whole revisions, ready to join."""
+    """Encoded events (field 11 of WatchResponse) of whole revisions up to `last_revision`."""
 
     events: list[bytes]
     size: int
     last_revision: int
+
+    @cached_property
+    def joined(self) -> bytes:
+        """All events in one piece, made once for all watchers that get them."""
+        return b"".join(self.events)
 
 
 def encode_event(version: Version, shape: Shape) -> bytes:
@@ -164,8 +170,6 @@ class Hub:
         self.watchers += 1
         if 0 < watcher.start <= store.revision:
             self._make_due(watcher, watcher.start)
-        elif watcher.start <= 0:
-            watcher.start = store.revision + 1
 
     def remove(self, watcher: Watcher) -> None:
         """End a watch."""

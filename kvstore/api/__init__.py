@@ -1,0 +1,1 @@
+"""etcd's v3 API over a node: decode, check, evaluate, encode. Knows nothing of gRPC."""

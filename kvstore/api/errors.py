@@ -1,0 +1,70 @@
+"""etcd's errors: codes and texts, exactly (api/v3rpc/rpctypes/error.go).
+
+kube-apiserver and etcd's clients match on the text.
+"""
+
+from __future__ import annotations
+
+from kvstore.mvcc import errors as store_errors
+from kvstore.node import errors as node_errors
+from kvstore.transport.seam import Code
+
+
+class ApiError(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+EMPTY_KEY = ApiError(Code.INVALID_ARGUMENT, "etcdserver: key is not provided")
+KEY_NOT_FOUND = ApiError(Code.INVALID_ARGUMENT, "etcdserver: key not found")
+VALUE_PROVIDED = ApiError(Code.INVALID_ARGUMENT, "etcdserver: value is provided")
+LEASE_PROVIDED = ApiError(Code.INVALID_ARGUMENT, "etcdserver: lease is provided")
+TOO_MANY_OPS = ApiError(Code.INVALID_ARGUMENT, "etcdserver: too many operations in txn request")
+DUPLICATE_KEY = ApiError(Code.INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request")
+INVALID_SORT_OPTION = ApiError(Code.INVALID_ARGUMENT, "etcdserver: invalid sort option")
+COMPACTED = ApiError(Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
+FUTURE_REVISION = ApiError(
+    Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision"
+)
+NO_SPACE = ApiError(Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+LEASE_NOT_FOUND = ApiError(Code.NOT_FOUND, "etcdserver: requested lease not found")
+LEASE_EXISTS = ApiError(Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
+LEASE_TTL_TOO_LARGE = ApiError(Code.OUT_OF_RANGE, "etcdserver: too large lease TTL")
+REQUEST_TOO_LARGE = ApiError(Code.INVALID_ARGUMENT, "etcdserver: request is too large")
+TOO_MANY_REQUESTS = ApiError(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+STOPPED = ApiError(Code.UNAVAILABLE, "etcdserver: server stopped")
+TIMEOUT = ApiError(Code.UNAVAILABLE, "etcdserver: request timed out")
+CORRUPT = ApiError(Code.DATA_LOSS, "etcdserver: corrupt cluster")
+STREAM_SORT = ApiError(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
+STREAM_FILTERS = ApiError(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
+
+_UNPARSABLE = "proto: cannot parse invalid wire-format data"
+MALFORMED = ApiError(Code.INTERNAL, f"grpc: error unmarshalling request: {_UNPARSABLE}")
+MALFORMED_MESSAGE = ApiError(
+    Code.INTERNAL, f"grpc: failed to unmarshal the received message: {_UNPARSABLE}"
+)
+
+_BY_TYPE: dict[type[BaseException], ApiError] = {
+    store_errors.Compacted: COMPACTED,
+    store_errors.FutureRevision: FUTURE_REVISION,
+    store_errors.LeaseNotFound: LEASE_NOT_FOUND,
+    store_errors.LeaseExists: LEASE_EXISTS,
+    store_errors.LeaseTTLTooLarge: LEASE_TTL_TOO_LARGE,
+    store_errors.KeyNotFound: KEY_NOT_FOUND,
+    node_errors.NoSpace: NO_SPACE,
+    node_errors.TooManyRequests: TOO_MANY_REQUESTS,
+    node_errors.RequestTimeout: TIMEOUT,
+    node_errors.Stopped: STOPPED,
+    node_errors.CorruptAlarm: CORRUPT,
+}
+
+
+def to_api_error(error: BaseException) -> ApiError:
+    """The answer that stands for an error of store or node."""
+    if isinstance(error, ApiError):
+        return error
+    return _BY_TYPE.get(type(error)) or ApiError(Code.UNKNOWN, f"{type(error).__name__}: {error}")

@@ -1,0 +1,98 @@
+"""Lease: the unary calls and the keep-alive stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from google.protobuf.message import DecodeError
+
+from kvstore.api import errors
+from kvstore.api.headers import Headers
+from kvstore.lease.lessor import Lease, whole_seconds
+from kvstore.mvcc.errors import LeaseNotFound
+from kvstore.mvcc.store import Steps
+from kvstore.mvcc.wire import field_varint, varint
+from kvstore.node.state import State
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport.seam import Stream
+
+
+def granted(headers: Headers, lease_id: int, ttl_s: int) -> Callable[[int], bytes]:
+    """Makes a LeaseGrantResponse for a revision."""
+    fields = field_varint(b"\x10", lease_id) + field_varint(b"\x18", ttl_s)
+    return lambda revision: headers.at(revision) + fields
+
+
+def time_to_live_steps(
+    state: State, headers: Headers, request: pb.LeaseTimeToLiveRequest, now: float
+) -> Steps[bytes]:
+    """A LeaseTimeToLiveResponse; a lease that is gone has TTL -1 and is no error."""
+    lease = state.lessor.get(request.ID)
+    header = headers.at(state.store.revision)
+    named = header + field_varint(b"\x10", request.ID)
+    if lease is None:
+        return named + field_varint(b"\x18", -1)
+    remaining = whole_seconds(max(0.0, lease.remaining_s(now)))
+    parts = [named, field_varint(b"\x18", remaining), field_varint(b"\x20", lease.ttl_s)]
+    if request.keys:
+        for keys in lease.keys.parts():
+            parts.extend(b"\x2a%b%b" % (varint(len(key)), key) for key in keys)
+            if len(keys) > 100:
+                yield
+    return b"".join(parts)
+
+
+def listed(headers: Headers, revision: int, leases: Sequence[Lease]) -> bytes:
+    """A LeaseLeasesResponse."""
+    parts = [headers.at(revision)]
+    for lease in leases:
+        body = field_varint(b"\x08", lease.id)
+        parts.append(b"\x12%b%b" % (varint(len(body)), body))
+    return b"".join(parts)
+
+
+class KeepAliveStream:
+    """The server's side of one LeaseKeepAlive stream (a seam StreamHandler)."""
+
+    def __init__(
+        self, stream: Stream, state: State, headers: Headers, now: Callable[[], float]
+    ) -> None:
+        self._stream = stream
+        self._state = state
+        self._headers = headers
+        self._now = now
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """Renew leases; one that is gone is answered with TTL 0."""
+        for raw in messages:
+            try:
+                lease_id = pb.LeaseKeepAliveRequest.FromString(raw).ID
+            except DecodeError:
+                malformed = errors.MALFORMED_MESSAGE
+                self._stream.close(malformed.code, malformed.message)
+                return
+            header = self._headers.at(self._state.store.revision)
+            try:
+                ttl_s = self._state.lessor.renew(lease_id, self._now())
+            except LeaseNotFound:
+                ttl_s = 0
+            self._stream.send(
+                header + field_varint(b"\x10", lease_id) + field_varint(b"\x18", ttl_s)
+            )
+        if -self._stream.room > BACKLOG_BYTES_MAX:
+            too_many = errors.TOO_MANY_REQUESTS
+            self._stream.close(too_many.code, too_many.message)
+
+    def on_half_close(self) -> None:
+        """The client is done."""
+        self._stream.close()
+
+    def on_room(self) -> None:
+        """Answers are small and follow requests: nothing waits for room."""
+
+    def on_closed(self) -> None:
+        """Nothing to give back."""
+
+
+BACKLOG_BYTES_MAX = 8 << 20
+"""Answers that a client may leave unread before its stream is ended (I8)."""

@@ -1,0 +1,149 @@
+"""RangeStream (etcd 3.7): one range in chunks, at one pinned revision.
+
+The client sets the pace, so nothing is pinned against compaction: each chunk resumes by key, and
+a stream that compaction overtakes ends with Compacted, as in etcd (R10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from google.protobuf.message import DecodeError
+
+from kvstore.api import checks, errors
+from kvstore.api.headers import Headers
+from kvstore.api.ranges import StoreReader, bounds, join_steps, key_value_parts
+from kvstore.mvcc.errors import StoreError
+from kvstore.mvcc.store import Steps, Store
+from kvstore.mvcc.wire import varint
+from kvstore.node.slicer import Slicer
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport.seam import Code, Stream
+
+FIRST_CHUNK_KEYS = 10
+CHUNK_KEYS_MAX = 10_000
+
+
+class RangeStream:
+    """The server's side of one RangeStream (a seam StreamHandler)."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        store: Store,
+        slicer: Slicer,
+        headers: Headers,
+        now: Callable[[], float],
+        chunk_bytes: int,
+    ) -> None:
+        self._stream = stream
+        self._store = store
+        self._slicer = slicer
+        self._headers = headers
+        self._now = now
+        self._chunk_bytes = chunk_bytes
+        self._request: pb.RangeRequest | None = None
+        self._running = False
+        self._closed = False
+        self._low = b""
+        self._high: bytes | None = None
+        self._revision = 0
+        self._header_revision = 0
+        self._sent = 0
+        self._chunk_keys = FIRST_CHUNK_KEYS
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """The one request of the stream."""
+        for raw in messages:
+            if self._request is not None:
+                return
+            try:
+                request = pb.RangeRequest.FromString(raw)
+                checks.check_range_stream(request)
+                self._revision = self._store.read_revision(request.revision)
+            except DecodeError:
+                self._fail(errors.MALFORMED_MESSAGE)
+                return
+            except (errors.ApiError, StoreError) as error:
+                self._fail(error)
+                return
+            self._request = request
+            self._header_revision = self._store.revision
+            self._low, self._high = bounds(request.key, request.range_end)
+            self._run()
+
+    def on_half_close(self) -> None:
+        """The request was all."""
+
+    def on_room(self) -> None:
+        """The client took a chunk: make the next."""
+        self._run()
+
+    def on_closed(self) -> None:
+        """The stream is over."""
+        self._closed = True
+
+    def _fail(self, error: Exception) -> None:
+        answer = errors.to_api_error(error)
+        self._stream.close(answer.code, answer.message)
+
+    def _run(self) -> None:
+        if self._request is not None and not self._running and not self._closed:
+            self._running = True
+            self._slicer.start(self._chunk_steps(self._request), self._ran)
+
+    def _ran(self, result: None, error: BaseException | None) -> None:
+        self._running = False
+        if isinstance(error, StoreError):
+            self._fail(error)
+        elif error is not None:
+            self._stream.close(Code.INTERNAL, "range stream failed")
+            raise error
+
+    def _chunk_steps(self, request: pb.RangeRequest) -> Steps[None]:
+        reader = StoreReader(self._store, self._now())
+        if request.count_only:
+            count = yield from reader.count_steps(self._low, self._high, self._revision)
+            yield from self._send_last([], False, count)
+            return
+        limit = max(request.limit, 0)
+        while not self._closed:
+            if self._stream.room <= 0:
+                return
+            self._store.read_revision(self._revision)
+            size = min(self._chunk_keys, limit - self._sent) if limit else self._chunk_keys
+            found = yield from reader.range_steps(self._low, self._high, self._revision, size + 1)
+            more = len(found) > size
+            found = found[:size]
+            parts = yield from key_value_parts(found, request)
+            self._sent += len(found)
+            if found:
+                self._low = found[-1].key + b"\x00"
+            if not more or self._sent == limit:
+                count = self._sent
+                if more:
+                    count += yield from reader.count_steps(self._low, self._high, self._revision)
+                yield from self._send_last(parts, more, count)
+                return
+            nbytes = sum(map(len, parts))
+            yield from self._send(parts)
+            self._adjust(nbytes)
+            yield
+
+    def _adjust(self, nbytes: int) -> None:
+        """Aim at chunks of about `--max-request-bytes`, doubling and halving as etcd does."""
+        if nbytes < self._chunk_bytes // 2:
+            self._chunk_keys = min(self._chunk_keys * 2, CHUNK_KEYS_MAX)
+        elif nbytes > self._chunk_bytes * 2:
+            self._chunk_keys = max(self._chunk_keys // 2, 1)
+
+    def _send_last(self, parts: list[bytes], more: bool, count: int) -> Steps[None]:
+        header = self._headers.at(self._header_revision)
+        ending = (b"\x18\x01" if more else b"") + (b"\x20" + varint(count) if count else b"")
+        yield from self._send([header, *parts, ending])
+        self._stream.close()
+
+    def _send(self, parts: list[bytes]) -> Steps[None]:
+        size = sum(map(len, parts))
+        parts.insert(0, b"\x0a" + varint(size))
+        self._stream.send((yield from join_steps(parts)))

@@ -1,0 +1,273 @@
+"""Watch: one stream of many watches.
+
+Everything that a stream sends goes through its one queue in order, so a progress notification of
+revision R comes behind all events up to R (I4, R7). Events are read from each watcher's cursor
+when the client has room, so a slow client costs a cursor and nothing more (I8).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from google.protobuf.message import DecodeError
+
+from kvstore.api import errors
+from kvstore.api.headers import Headers
+from kvstore.api.ranges import bounds
+from kvstore.mvcc.store import Steps, Store
+from kvstore.mvcc.wire import field_varint, varint
+from kvstore.node.slicer import Slicer
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport.seam import Code, Stream
+from kvstore.watch.hub import EventChunk, Hub, Shape, Watcher
+
+NO_WATCH_ID = -1
+
+RESPONSE_BYTES = 1 << 20
+"""Events of several revisions are put into one response up to this size."""
+
+BACKLOG_BYTES_MAX = 8 << 20
+"""Control answers that a client may leave unread before its stream is ended."""
+
+WATCHERS_PER_STREAM_MAX = 100_000
+
+COMPACTED_REASON = errors.COMPACTED.message
+EMPTY_RANGE_REASON = "mvcc: watcher range is empty"
+DUPLICATE_ID_REASON = "mvcc: duplicate watch ID provided on the WatchStream"
+
+
+def _watch_id(watch_id: int) -> bytes:
+    return field_varint(b"\x10", watch_id)
+
+
+class WatchStream:
+    """The server's side of one Watch stream (a seam StreamHandler)."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        store: Store,
+        hub: Hub,
+        slicer: Slicer,
+        headers: Headers,
+        fragment_bytes: int,
+        on_closed: Callable[[WatchStream], None],
+    ) -> None:
+        self._stream = stream
+        self._store = store
+        self._hub = hub
+        self._slicer = slicer
+        self._headers = headers
+        self._fragment_bytes = fragment_bytes
+        self._on_closed = on_closed
+        self._watchers: dict[int, Watcher] = {}
+        self._next_id = 0
+        self._due: deque[Watcher] = deque()
+        self._pumping = False
+        self._progress_wanted = False
+        self._closed = False
+
+    # -- from the client -------------------------------------------------------------------
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """Create, cancel and progress requests, in order."""
+        for raw in messages:
+            try:
+                request = pb.WatchRequest.FromString(raw)
+            except DecodeError:
+                malformed = errors.MALFORMED_MESSAGE
+                self._stream.close(malformed.code, malformed.message)
+                return
+            match request.WhichOneof("request_union"):
+                case "create_request":
+                    self._create(request.create_request)
+                case "cancel_request":
+                    self._cancel(request.cancel_request.watch_id)
+                case "progress_request":
+                    self._progress_wanted = bool(self._watchers)
+                    self._pump()
+                case _:
+                    pass
+        if -self._stream.room > BACKLOG_BYTES_MAX:
+            too_many = errors.TOO_MANY_REQUESTS
+            self._stream.close(too_many.code, too_many.message)
+
+    def on_half_close(self) -> None:
+        """The client asks for nothing more, and still listens."""
+
+    def on_room(self) -> None:
+        """The client caught up a bit."""
+        self._pump()
+
+    def on_closed(self) -> None:
+        """The stream is over."""
+        self._closed = True
+        for watcher in self._watchers.values():
+            self._hub.remove(watcher)
+        self._watchers.clear()
+        self._due.clear()
+        self._on_closed(self)
+
+    def end(self, code: Code, message: str) -> None:
+        """End the stream from this side."""
+        self._stream.close(code, message)
+
+    def _create(self, request: pb.WatchCreateRequest) -> None:
+        key = request.key or b"\x00"
+        end = request.range_end
+        if request.start_revision < 0:
+            self._refuse(COMPACTED_REASON)
+            return
+        if end and end != b"\x00" and key >= end:
+            self._refuse(EMPTY_RANGE_REASON)
+            return
+        watch_id = request.watch_id
+        if watch_id == 0:
+            while self._next_id in self._watchers:
+                self._next_id += 1
+            watch_id = self._next_id
+            self._next_id += 1
+        elif watch_id in self._watchers:
+            self._refuse(DUPLICATE_ID_REASON)
+            return
+        if len(self._watchers) >= WATCHERS_PER_STREAM_MAX:
+            self._refuse(errors.TOO_MANY_REQUESTS.message)
+            return
+        filters = request.filters
+        shape = Shape(
+            prev_kv=request.prev_kv,
+            no_put=pb.WatchCreateRequest.NOPUT in filters,
+            no_delete=pb.WatchCreateRequest.NODELETE in filters,
+        )
+        watcher = Watcher(
+            watch_id,
+            shape,
+            request.start_revision,
+            self._wake,
+            fragment=request.fragment,
+            progress=request.progress_notify,
+        )
+        self._watchers[watch_id] = watcher
+        self._control(watch_id, b"\x18\x01")
+        low, high = bounds(key, end)
+        self._hub.add(watcher, low, high, single=not end)
+
+    def _cancel(self, watch_id: int) -> None:
+        watcher = self._watchers.pop(watch_id, None)
+        if watcher is not None:
+            self._hub.remove(watcher)
+            self._control(watch_id, b"\x20\x01")
+
+    def _refuse(self, reason: str) -> None:
+        text = reason.encode()
+        self._control(NO_WATCH_ID, b"\x18\x01\x20\x01\x32%b%b" % (varint(len(text)), text))
+
+    def _control(self, watch_id: int, fields: bytes) -> None:
+        self._stream.send(
+            b"%b%b%b" % (self._headers.at(self._store.revision), _watch_id(watch_id), fields)
+        )
+
+    # -- to the client ---------------------------------------------------------------------
+
+    def _wake(self, watcher: Watcher) -> None:
+        self._due.append(watcher)
+        self._pump()
+
+    def _pump(self) -> None:
+        if not self._pumping and not self._closed:
+            self._pumping = True
+            self._slicer.start(self._pump_steps(), self._pumped)
+
+    def _pumped(self, result: None, error: BaseException | None) -> None:
+        self._pumping = False
+        if error is not None:
+            self._stream.close(Code.INTERNAL, "watch failed")
+            raise error
+
+    def _pump_steps(self) -> Steps[None]:
+        """Send what is due, as long as there is room."""
+        due, stream = self._due, self._stream
+        while due and not self._closed:
+            if stream.room <= 0:
+                return
+            watcher = due.popleft()
+            if not watcher.due:
+                continue
+            if self._hub.is_compacted(watcher):
+                self._cancel_compacted(watcher)
+                continue
+            chunk = yield from self._hub.read_steps(watcher, RESPONSE_BYTES)
+            if self._closed:
+                return
+            if watcher.due:
+                if not self._hub.is_compacted(watcher):
+                    if chunk.events:
+                        watcher.quiet = False
+                        self._send_events(watcher, chunk)
+                    self._hub.caught_up(watcher, chunk.last_revision)
+                if watcher.due:
+                    due.append(watcher)
+                    yield
+        if self._progress_wanted and not due and stream.room > 0:
+            self._answer_progress()
+
+    def _send_events(self, watcher: Watcher, chunk: EventChunk) -> None:
+        head = self._headers.at(self._store.revision) + _watch_id(watcher.id)
+        self._hub.events += len(chunk.events)
+        if watcher.fragment and chunk.size >= self._fragment_bytes and len(chunk.events) > 1:
+            for events, last in _fragments(chunk.events, self._fragment_bytes):
+                self._stream.send(b"".join((head, b"" if last else b"\x38\x01", *events)))
+        elif len(chunk.events) == 1:
+            self._stream.send(head + chunk.events[0])
+        else:
+            self._stream.send(head + chunk.joined)
+
+    def _cancel_compacted(self, watcher: Watcher) -> None:
+        """The watcher was overtaken by compaction (I4). etcd's header has no revision here."""
+        del self._watchers[watcher.id]
+        self._hub.remove(watcher)
+        self._stream.send(
+            b"%b%b\x20\x01\x28%b"
+            % (
+                self._headers.without_revision,
+                _watch_id(watcher.id),
+                varint(self._store.compact_revision),
+            )
+        )
+
+    # -- progress --------------------------------------------------------------------------
+
+    def _answer_progress(self) -> None:
+        """Answer a manual request: every watcher has seen everything up to the watermark (R7)."""
+        revision = self._store.revision
+        if not self._watchers:
+            self._progress_wanted = False
+        elif all(watcher.start <= revision for watcher in self._watchers.values()):
+            self._progress_wanted = False
+            self._control(NO_WATCH_ID, b"")
+
+    def notify_progress(self) -> None:
+        """The timer has come round: tell watchers that asked for it how far they are.
+
+        As in etcd, one that got events since the last time is passed over.
+        """
+        for watcher in self._watchers.values():
+            if not watcher.progress:
+                continue
+            if watcher.quiet and not watcher.due and self._stream.room > 0:
+                self._control(watcher.id, b"")
+            watcher.quiet = True
+
+
+def _fragments(events: list[bytes], size_max: int) -> list[tuple[list[bytes], bool]]:
+    """Cut events into messages below `size_max`, one event at least; marks the last."""
+    cut: list[list[bytes]] = [[]]
+    size = 0
+    for event in events:
+        if cut[-1] and size + len(event) >= size_max:
+            cut.append([])
+            size = 0
+        cut[-1].append(event)
+        size += len(event)
+    return [(part, at == len(cut) - 1) for at, part in enumerate(cut)]
