@@ -1,0 +1,175 @@
+"""I8 on streams: watchers that never read, floods of watches, requests nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from kvstore.pb import rpc_pb2
+from tests import peers
+from tests.hostile import guard, http2
+from tests.hostile.guard import guarding, resident_bytes
+from tests.hostile.http2 import Connection, DeafStream
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 1 << 20
+FLOOD = 200_000
+WATCH = b"/etcdserverpb.Watch/Watch"
+KEEP_ALIVE = b"/etcdserverpb.Lease/LeaseKeepAlive"
+EVERYTHING = rpc_pb2.WatchCreateRequest(key=b"\x00", range_end=b"\x00", prev_kv=True)
+
+
+@pytest.fixture(scope="module")
+def jotd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[peers.Process]:
+    with peers.start_jotd(tmp_path_factory.mktemp("hostile") / "data") as process:
+        asyncio.run(guard.prepare(process))
+        yield process
+
+
+def _message(request: Any) -> bytes:
+    """A message as gRPC frames it."""
+    data: bytes = request.SerializeToString()
+    return b"\x00" + len(data).to_bytes(4, "big") + data
+
+
+async def _flood(stream: DeafStream, message: bytes, count: int) -> int:
+    """Sends a message many times, until the server reads no more. Returns how many went."""
+    burst = 100
+    for done in range(0, count, burst):
+        try:
+            async with asyncio.timeout(2.0):
+                if not await stream.send(message * burst):
+                    return done
+        except TimeoutError:
+            return done
+    return count
+
+
+def test_watchers_that_never_read(jotd: peers.Process) -> None:
+    """50 deaf watchers of everything, 24 MiB of writes: what piles up is not 50 times that.
+
+    Compaction then overtakes them, and the store is not held back by them either.
+    """
+    watchers, writes, size = 50, 400, 64 << 10
+
+    async def run() -> None:
+        async with guarding(jotd) as client:
+            before = resident_bytes(jotd)
+            deaf = [await DeafStream.open(jotd.endpoint, WATCH) for _ in range(watchers)]
+            for stream in deaf:
+                await stream.send(_message(rpc_pb2.WatchRequest(create_request=EVERYTHING)))
+            for n in range(writes):
+                await client.put(b"loud/%d" % (n % 10), os.urandom(size))
+            growth = resident_bytes(jotd) - before
+            # History itself, garbage, and a bounded amount for each watcher.
+            assert growth < 4 * writes * size + watchers * 2 * MIB, f"{growth / MIB} MiB"
+            revision = await client.revision()
+            await client.call("Compact", rpc_pb2.CompactionRequest(revision=revision))
+            for stream in deaf:
+                await stream.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        (WATCH, rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())),
+        (WATCH, rpc_pb2.WatchRequest(create_request=EVERYTHING)),
+        (WATCH, rpc_pb2.WatchRequest(cancel_request=rpc_pb2.WatchCancelRequest(watch_id=5))),
+        (KEEP_ALIVE, rpc_pb2.LeaseKeepAliveRequest(ID=12345)),
+    ],
+    ids=["progress", "create", "cancel", "keepalive"],
+)
+def test_requests_whose_answers_nobody_reads(
+    jotd: peers.Process, path: bytes, request_: Any
+) -> None:
+    """The server stops reading, ends the stream, or keeps up at bounded cost."""
+
+    async def run() -> None:
+        async with guarding(jotd):
+            before = resident_bytes(jotd)
+            stream = await DeafStream.open(jotd.endpoint, path)
+            # One that is there, so that progress has somebody to be for.
+            if path == WATCH:
+                await stream.send(_message(rpc_pb2.WatchRequest(create_request=EVERYTHING)))
+            sent = await _flood(stream, _message(request_), FLOOD)
+            growth = resident_bytes(jotd) - before
+            print(f"{sent} sent, {growth / MIB:.1f} MiB")
+            assert growth < 100 * MIB
+            await stream.close()
+
+    asyncio.run(run())
+
+
+def test_thousands_of_watches_on_one_stream(jotd: peers.Process) -> None:
+    """As many as anyone could want work; beyond that there is a bound, with an error."""
+    sane, absurd = 5_000, 200_000
+
+    async def run() -> None:
+        async with guarding(jotd) as client:
+            before = resident_bytes(jotd)
+            call = client.stream("Watch")
+            created = 0
+            refused = False
+
+            async def ask() -> None:
+                for n in range(absurd):
+                    create = rpc_pb2.WatchCreateRequest(key=b"w/%d" % n)
+                    try:
+                        await call.write(rpc_pb2.WatchRequest(create_request=create))
+                    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                        return
+
+            asking = asyncio.create_task(ask())
+            async with asyncio.timeout(100):
+                while created < absurd:
+                    answer = await call.read()
+                    if answer is grpc.aio.EOF or answer.canceled:
+                        refused = True
+                        break
+                    created += 1
+                    if created == sane:
+                        await client.put(b"w/%d" % (sane - 1), b"seen")
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            assert created >= sane
+            assert refused, "there is no bound on watches"
+            assert resident_bytes(jotd) - before < 512 * MIB
+            call.cancel()
+
+    asyncio.run(run())
+
+
+def test_range_streams_that_nobody_reads(jotd: peers.Process) -> None:
+    """RangeStream is paced by its client: 30 deaf ones cost a chunk or so each, not the range."""
+    readers, keys, size = 30, 200, 64 << 10
+
+    async def run() -> None:
+        async with guarding(jotd) as client:
+            for n in range(keys):
+                await client.put(b"page/%d" % n, os.urandom(size))
+            before = resident_bytes(jotd)
+            request = rpc_pb2.RangeRequest(key=b"page/", range_end=b"page0")
+            deaf = []
+            for _ in range(readers):
+                connection = await Connection.open(jotd.endpoint, window=1000)
+                connection.unread()
+                data = request.SerializeToString()
+                await connection.send(http2.call(1, b"/etcdserverpb.KV/RangeStream", data))
+                deaf.append(connection)
+            await asyncio.sleep(1)
+            growth = resident_bytes(jotd) - before
+            assert growth < readers * keys * size // 4, f"{growth / MIB} MiB"
+            for connection in deaf:
+                connection.close()
+            await client.delete(b"page/", b"page0")
+
+    asyncio.run(run())
