@@ -1,0 +1,89 @@
+"""The two servers of the differential tests, started once, restarted when they fall out of step.
+
+`JOTD_DIFFERENTIAL_SUBJECT=etcd` puts a second etcd in the place of jotd: a check of the tests
+themselves. `JOTD_HYPOTHESIS_PROFILE=long` searches for longer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import peers
+from tests.oracle.pair import Pair
+
+_COMMON = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": True,
+    "database": None,
+}
+settings.register_profile("differential", max_examples=60, **_COMMON)
+settings.register_profile("differential-long", max_examples=2000, **_COMMON)
+
+#: Multiplies the examples of a test.
+LONG = os.environ.get("JOTD_HYPOTHESIS_PROFILE") == "long"
+
+
+def examples(count: int) -> settings:
+    """Settings for `count` examples, thirty times as many in the long profile."""
+    return settings(max_examples=count * 30 if LONG else count, **_COMMON)
+
+
+def _subject() -> str:
+    return os.environ.get("JOTD_DIFFERENTIAL_SUBJECT", "jotd")
+
+
+@pytest.fixture(scope="session")
+def start_oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], peers.Process]:
+    def start() -> peers.Process:
+        base = tmp_path_factory.mktemp("oracle")
+        return peers.start_etcd(base, ["--unsafe-no-fsync"])
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_subject(
+    tmp_path_factory: pytest.TempPathFactory, start_oracle: Callable[[], peers.Process]
+) -> Callable[[], peers.Process]:
+    def start() -> peers.Process:
+        if _subject() == "etcd":
+            return start_oracle()
+        base = tmp_path_factory.mktemp("subject")
+        return peers.start_jotd(Path(base) / "jotd", journal="memory")
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def servers(
+    start_oracle: Callable[[], peers.Process], start_subject: Callable[[], peers.Process]
+) -> Iterator[Pair]:
+    running: list[peers.Process] = []
+
+    def stop() -> None:
+        while running:
+            running.pop().stop()
+
+    def start() -> tuple[str, str]:
+        stop()
+        running.append(start_oracle())
+        running.append(start_subject())
+        return running[0].endpoint, running[1].endpoint
+
+    pair = Pair(start)
+    yield pair
+    pair.close()
+    stop()
+
+
+@pytest.fixture
+def pair(servers: Pair) -> Pair:
+    """Both servers, empty and in step."""
+    servers.reset()
+    return servers
