@@ -99,8 +99,9 @@ _SERVED = (
         "Member",
         "snapshot-count",
         values.unsigned,
-        "100000",
-        "Write transactions after which a snapshot is taken and the journal trimmed.",
+        "0",
+        "Write requests after which a snapshot is taken and the journal trimmed; 0: when the "
+        "journal has grown by half of the last snapshot.",
     ),
     _flag(
         "Member",

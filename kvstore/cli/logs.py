@@ -90,8 +90,9 @@ def set_up(config: LogConfig) -> None:
 
 def _handlers(outputs: Sequence[str]) -> list[logging.Handler]:
     handlers: list[logging.Handler] = []
-    for output in dict.fromkeys(outputs or ("default",)):
-        if output in ("default", "stderr"):
+    names = ("stderr" if name == "default" else name for name in outputs or ("default",))
+    for output in dict.fromkeys(names):
+        if output == "stderr":
             handlers.append(logging.StreamHandler(sys.stderr))
         elif output == "stdout":
             handlers.append(logging.StreamHandler(sys.stdout))

@@ -13,6 +13,11 @@ REQUEST_S_MAX = 7.0
 TIMED_OUT = "etcdserver: request timed out"
 
 
+def alarm_name(kind: int) -> str:
+    """The name of an AlarmType; its number, if it has none."""
+    return rpc_pb2.AlarmType.Name(kind) if kind in rpc_pb2.AlarmType.values() else str(kind)
+
+
 class LocalError(Exception):
     """The service refused; the text is its message."""
 
@@ -62,7 +67,7 @@ class LocalClient:
         answer = rpc_pb2.AlarmResponse.FromString(
             await self._call("/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmRequest())
         )
-        return [rpc_pb2.AlarmType.Name(member.alarm) for member in answer.alarms]
+        return [alarm_name(member.alarm) for member in answer.alarms]
 
     async def status(self) -> Any:
         """The StatusResponse."""

@@ -68,18 +68,25 @@ class Frozen:
     health: HealthCounts
     late_s: Histogram
     longest_s: float
+    gc_pause_s: Histogram
 
 
 class Metrics:
     """Where the numbers are kept, and how a scrape gets them."""
 
     def __init__(
-        self, source: StatsSource, rpc: RpcCounters, health: HealthCounts, stalls: LoopStalls
+        self,
+        source: StatsSource,
+        rpc: RpcCounters,
+        health: HealthCounts,
+        stalls: LoopStalls,
+        gc_pause_s: Histogram,
     ) -> None:
         self._source = source
         self._rpc = rpc
         self._health = health
         self._stalls = stalls
+        self._gc_pause_s = gc_pause_s
 
     def freeze(self) -> Frozen:
         """Copies what changes. On the event loop."""
@@ -89,6 +96,7 @@ class Metrics:
             health=copy.deepcopy(self._health),
             late_s=self._stalls.late_s.copy(),
             longest_s=self._stalls.longest_s,
+            gc_pause_s=self._gc_pause_s.copy(),
         )
 
 
@@ -445,6 +453,9 @@ def _process(frozen: Frozen) -> Iterator[Metric]:
         "jotd_loop_stall_seconds",
         "How late a timer came that is due every 10 ms: how long the event loop was held.",
         frozen.late_s,
+    )
+    yield _histogram(
+        "jotd_gc_pause_seconds", "How long steps of the garbage collector took.", frozen.gc_pause_s
     )
     yield _gauge("jotd_loop_stall_max_seconds", "The worst since the start.", frozen.longest_s)
     if (used := _open_files()) is not None:

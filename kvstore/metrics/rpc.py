@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 
 from kvstore.metrics.histogram import HANDLING_S, Histogram
@@ -56,6 +56,14 @@ class RpcCounters:
         if found is None:
             found = self.methods[method] = MethodCounters(kind, self.timed)
         return found
+
+    def prepare(self, service: Service, methods: Iterable[str]) -> None:
+        """Starts at 0 what is served of `methods`, so that a scrape shows them before the first
+        call (an alert on a rate needs the 0)."""
+        for method in methods:
+            kind = service.kind(method)
+            if kind is not None:
+                self.of(method, kind)
 
 
 class CountingService:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from kvstore.metrics.histogram import Histogram, exponential
 
@@ -27,8 +28,7 @@ class LoopStalls:
         """The worst since the start."""
 
     def start(self) -> None:
-        self._due = self._loop.time() + self._period_s
-        self._timer = self._loop.call_at(self._due, self._tick)
+        self._wait(monotonic())
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -36,10 +36,14 @@ class LoopStalls:
             self._timer = None
 
     def _tick(self) -> None:
-        now = self._loop.time()
+        # Not the loop's time: uvloop's stands still during a turn of the loop.
+        now = monotonic()
         late = max(now - self._due, 0.0)
         self.late_s.observe(late)
         if late > self.longest_s:
             self.longest_s = late
+        self._wait(now)
+
+    def _wait(self, now: float) -> None:
         self._due = now + self._period_s
-        self._timer = self._loop.call_at(self._due, self._tick)
+        self._timer = self._loop.call_later(self._period_s, self._tick)

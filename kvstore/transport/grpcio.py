@@ -71,7 +71,7 @@ class GrpcioTransport:
         """Takes nothing new; calls under way have `grace_s` to finish; then closes all.
 
         Bidirectional streams never finish by themselves and are ended at once, behind what was
-        sent on them, with etcd's Unavailable.
+        sent on them, with etcd's Unavailable; other streams at half of the time.
         """
         if self._keeper is None:
             return
@@ -82,10 +82,19 @@ class GrpcioTransport:
         # The server must have begun to refuse before the streams go, else a quick client opens
         # its next one here.
         await asyncio.sleep(0)
-        for stream in list(self._streams):
-            if stream.kind is Kind.BIDI_STREAM:
-                stream.close(Code.UNAVAILABLE, STOPPED)
+        self._end_streams(lambda stream: stream.kind is Kind.BIDI_STREAM)
+        # A list that is being streamed may come to its end; one that never ends may not use the
+        # time up that calls have.
+        later = asyncio.get_running_loop().call_later(
+            grace_s / 2, self._end_streams, lambda stream: True
+        )
         await asyncio.gather(self._keeper, *stops, *self._retired.values(), return_exceptions=True)
+        later.cancel()
+
+    def _end_streams(self, which: Callable[[_GrpcStream], bool]) -> None:
+        for stream in list(self._streams):
+            if which(stream):
+                stream.close(Code.UNAVAILABLE, STOPPED)
 
     async def _serve(
         self, methods: _Methods, urls: Sequence[ListenUrl]

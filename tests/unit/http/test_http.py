@@ -19,6 +19,7 @@ from kvstore.http.listener import HttpServer
 from kvstore.http.local import LocalClient
 from kvstore.http.message import Request, Response
 from kvstore.metrics.collector import Metrics
+from kvstore.metrics.histogram import Histogram
 from kvstore.metrics.rpc import RpcCounters
 from kvstore.metrics.sources import HealthCounts, ServerStats
 from kvstore.metrics.stalls import LoopStalls
@@ -75,7 +76,9 @@ class Service:
 async def serving(service: Service) -> AsyncIterator[tuple[httpx.AsyncClient, HealthCounts]]:
     counts = HealthCounts()
     stalls = LoopStalls(asyncio.get_running_loop())
-    metrics = Metrics(lambda: ServerStats(version="3.7.2"), RpcCounters(), counts, stalls)
+    metrics = Metrics(
+        lambda: ServerStats(version="3.7.2"), RpcCounters(), counts, stalls, Histogram()
+    )
     server = HttpServer(Endpoints(LocalClient(service), counts, metrics).handle)
     await server.start([ANY], None)
     try:

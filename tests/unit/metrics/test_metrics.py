@@ -179,7 +179,9 @@ def test_calls_and_streams_are_counted_and_passed_on() -> None:
 def scrape(stats: ServerStats, rpc: RpcCounters, health: HealthCounts) -> dict[str, object]:
     loop = asyncio.new_event_loop()
     try:
-        text = render(Metrics(lambda: stats, rpc, health, LoopStalls(loop)).freeze()).decode()
+        text = render(
+            Metrics(lambda: stats, rpc, health, LoopStalls(loop), Histogram()).freeze()
+        ).decode()
     finally:
         loop.close()
     return {family.name: family for family in text_string_to_metric_families(text)}
@@ -243,7 +245,7 @@ def test_what_is_frozen_does_not_change() -> None:
     rpc = RpcCounters()
     stats = ServerStats()
     loop = asyncio.new_event_loop()
-    frozen = Metrics(lambda: stats, rpc, HealthCounts(), LoopStalls(loop)).freeze()
+    frozen = Metrics(lambda: stats, rpc, HealthCounts(), LoopStalls(loop), Histogram()).freeze()
     loop.close()
     stats.store.keys = 5
     stats.journal.sync_s.observe(1.0)

@@ -1,0 +1,235 @@
+"""One server process: what it is made of, and its life from start to drain.
+
+journal ─► node ─► service ─► transport (gRPC)
+                      └─────► endpoints (HTTP)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import uvloop
+
+from journal.contract import JournalError
+from journal.registry import open_journal
+from kvstore.api.service import EtcdService, ServiceOptions
+from kvstore.cli.config import ServeConfig
+from kvstore.http.endpoints import Endpoints
+from kvstore.http.listener import HttpServer
+from kvstore.http.local import LocalClient
+from kvstore.metrics.collector import Metrics
+from kvstore.metrics.rpc import CountingService, RpcCounters
+from kvstore.metrics.sources import HealthCounts
+from kvstore.metrics.stalls import LoopStalls
+from kvstore.node.autocompact import AutoCompaction, ByRevision, Never, Periodic
+from kvstore.node.node import Node, NodeOptions
+from kvstore.pb import health_pb2, rpc_pb2
+from kvstore.runtime.collector import CollectorPolicy
+from kvstore.stats import NodeStats
+from kvstore.transport.grpcio import GrpcioTransport
+from partitioner import table as partitions
+
+log = logging.getLogger(__name__)
+
+READY = "ready to serve client requests"
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+#: How often a long replay says how far it is.
+PROGRESS_S = 2.0
+#: What is under way gets this long after the journal has failed: it can only be refused.
+FAILED_DRAIN_S = 1.0
+
+
+def serve(config: ServeConfig) -> int:
+    """Runs a server until a signal or a failure ends it; returns the exit code."""
+    collector = CollectorPolicy()
+    collector.start()
+    for warning in config.warnings:
+        log.warning(warning)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Server(config, collector).run())
+
+
+class _Server:
+    def __init__(self, config: ServeConfig, collector: CollectorPolicy) -> None:
+        self._config = config
+        self._collector = collector
+        self._stop: asyncio.Future[str]
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._stop = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            return await self._run(loop)
+        except partitions.PartitionTableError as error:
+            log.error("--partitions %s: %s", self._config.partitions, error)
+            return EXIT_USAGE
+        except (JournalError, OSError, ValueError) as error:
+            log.error("%s", error)
+            return EXIT_FAILED
+
+    def _signalled(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stop.done():
+            log.error("received %s again: leaving at once", name)
+            logging.shutdown()
+            os._exit(128 + number)
+        log.info("received signal; shutting down", extra={"fields": {"signal": name}})
+        self._stop.set_result(name)
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
+        node = self._make_node(loop)
+        opening = asyncio.ensure_future(node.open())
+        await asyncio.wait((opening, self._stop), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            # Nothing is served yet, so there is nothing to answer; the journal loses nothing.
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            await node.close()
+            return EXIT_OK
+        try:
+            opening.result()
+        except BaseException:
+            with suppress(Exception):
+                await node.close()
+            raise
+        self._collector.settle()
+        try:
+            return await self._serve(node, loop)
+        finally:
+            await node.close()
+
+    def _make_node(self, loop: asyncio.AbstractEventLoop) -> Node:
+        config = self._config
+        table = partitions.load(config.partitions) if config.partitions else partitions.kubernetes()
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        journal = open_journal(config.journal, config.data_dir)
+        journal.on_progress = _Progress()
+        log.info(
+            "opening the journal",
+            extra={"fields": {"journal": journal.name, "data-dir": str(config.data_dir)}},
+        )
+        options = NodeOptions(
+            name=config.name,
+            quota_bytes=config.quota_bytes or 0,
+            snapshot_entries=config.snapshot_count,
+            auto_compaction=_auto_compaction(config),
+        )
+        return Node(journal, table, options, loop)
+
+    async def _serve(self, node: Node, loop: asyncio.AbstractEventLoop) -> int:
+        config = self._config
+        service = EtcdService(
+            node,
+            ServiceOptions(
+                advertise_client_urls=list(config.advertise_client_urls),
+                request_bytes_max=config.max_request_bytes,
+                txn_ops_max=config.max_txn_ops,
+            ),
+        )
+        rpc = RpcCounters(timed=config.metrics_extensive)
+        rpc.prepare(service, _methods())
+        stalls = LoopStalls(loop)
+        health = HealthCounts()
+        stats = NodeStats(node, service, config.warning_apply_duration_s)
+        metrics = Metrics(stats, rpc, health, stalls, self._collector.pause_s)
+        progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
+        transport = GrpcioTransport(config.transport)
+        http = HttpServer(Endpoints(LocalClient(service), health, metrics).handle)
+        try:
+            await transport.start(CountingService(service, rpc))
+            await http.start(config.http_urls, config.transport.tls)
+            stalls.start()
+            progress.start()
+            log.info(
+                READY,
+                extra={
+                    "fields": {
+                        "name": config.name,
+                        "clients": [str(url) for url in transport.bound],
+                        "http": [str(url) for url in http.bound],
+                    }
+                },
+            )
+            await asyncio.wait((self._stop, node.failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            progress.stop()
+            stalls.stop()
+            failed = node.failed.done()
+            service.drain()
+            await transport.drain(FAILED_DRAIN_S if failed else config.drain_timeout_s)
+            await http.stop()
+        if failed:
+            log.critical("stopped: %s", node.failed.result())
+            return EXIT_FAILED
+        log.info("every request is answered, and no more are taken")
+        return EXIT_OK
+
+
+def _methods() -> Iterator[str]:
+    """The full names of all methods that the wire contract has."""
+    for module in (rpc_pb2, health_pb2):
+        for service in module.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                yield f"/{service.full_name}/{method.name}"
+
+
+def _auto_compaction(config: ServeConfig) -> Callable[[float], AutoCompaction]:
+    wanted = config.auto_compaction
+    if wanted.retention_revisions:
+        return lambda now: ByRevision(wanted.retention_revisions, now)
+    if wanted.retention_s:
+        return lambda now: Periodic(wanted.retention_s, now)
+    return lambda now: Never()
+
+
+class _Every:
+    """Calls something again and again; never, if the period is 0."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, period_s: float, call: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._period_s = period_s
+        self._call = call
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._period_s > 0:
+            self._timer = self._loop.call_later(self._period_s, self._tick)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._period_s, self._tick)
+        self._call()
+
+
+class _Progress:
+    """Says now and then how far a replay is."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + PROGRESS_S
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + PROGRESS_S
+        log.info(
+            "reading the journal",
+            extra={"fields": {"bytes": done, "of": total, "percent": 100 * done // max(total, 1)}},
+        )

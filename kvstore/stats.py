@@ -1,0 +1,133 @@
+"""From a node's parts to the figures of a scrape."""
+
+from __future__ import annotations
+
+from kvstore.api.service import EtcdService
+from kvstore.http.local import alarm_name
+from kvstore.metrics.histogram import LATENCY_S, Histogram, exponential
+from kvstore.metrics.sources import (
+    JournalMetrics,
+    LeaseStats,
+    ProposalStats,
+    ServerStats,
+    ShardStats,
+    StoreStats,
+    WatchStats,
+)
+from kvstore.node.node import Node
+from kvstore.version import ETCD_VERSION
+
+#: What a commit may take before it counts as slow, as in etcd (--warning-apply-duration).
+SLOW_APPLY_S = 0.1
+
+
+class NodeStats:
+    """Watches a node's clocks, and reads its numbers when it is called."""
+
+    def __init__(
+        self, node: Node, service: EtcdService, slow_apply_s: float = SLOW_APPLY_S
+    ) -> None:
+        self._node = node
+        self._service = service
+        self._slow_apply_s = slow_apply_s
+        self._append_s = Histogram(LATENCY_S)
+        self._sync_s = Histogram(LATENCY_S)
+        self._write_s = Histogram(LATENCY_S)
+        self._batch_records = Histogram(exponential(1, 2, 13))
+        self._slow = 0
+        node.journal.on_sync = self._sync_s.observe
+        node.journal.on_write = self._write_s.observe
+        self._next_observer = node.appender.observe_append
+        node.appender.observe_append = self._appended
+
+    def _appended(self, seconds: float, nbytes: int, entries: int) -> None:
+        self._append_s.observe(seconds)
+        self._batch_records.observe(entries)
+        if seconds > self._slow_apply_s:
+            self._slow += entries
+        self._next_observer(seconds, nbytes, entries)
+
+    def __call__(self) -> ServerStats:
+        node = self._node
+        state = node.state
+        failed = node.failed.done()
+        return ServerStats(
+            version=ETCD_VERSION,
+            member_id=state.member_id,
+            has_leader=not failed,
+            is_leader=not failed,
+            # This node took the lead once, when it started.
+            leader_changes_total=1,
+            alarms=sorted({alarm_name(kind) for _, kind in state.alarms}),
+            store=self._store(),
+            watch=WatchStats(
+                streams=self._service.watch_streams,
+                watchers=node.hub.watchers,
+                slow_watchers=node.hub.slow,
+                events_total=node.hub.events,
+            ),
+            lease=LeaseStats(
+                granted_total=state.lessor.granted,
+                revoked_total=state.lessor.revoked,
+                renewed_total=state.lessor.renewed,
+                expired_total=node.leases_expired,
+                leases=len(state.lessor),
+            ),
+            proposals=ProposalStats(
+                committed_total=node.committer.committed,
+                applied_total=node.committer.committed,
+                pending=node.proposer.waiting,
+                failed_total=node.proposer.failed,
+                slow_applies_total=self._slow,
+                commit_s=self._append_s,
+            ),
+            journal=self._journal(),
+        )
+
+    def _store(self) -> StoreStats:
+        store = self._node.state.store
+        return StoreStats(
+            current_revision=store.revision,
+            compact_revision=store.compact_revision,
+            total_bytes=store.size_bytes,
+            in_use_bytes=store.live_size_bytes,
+            quota_bytes=self._node.options.quota_bytes,
+            puts_total=sum(shard.puts for shard in store.shards),
+            deletes_total=sum(shard.deletes for shard in store.shards),
+            ranges_total=self._service.ranges,
+            txns_total=self._service.txns,
+            keys=sum(len(shard.index) for shard in store.shards),
+            compacted_keys_total=self._node.versions_compacted,
+            shards=[
+                ShardStats(
+                    name=shard.name,
+                    keys=len(shard.index),
+                    versions=len(shard.history),
+                    bytes=shard.size_bytes,
+                    events_total=shard.puts + shard.deletes,
+                )
+                for shard in store.shards
+            ],
+        )
+
+    def _journal(self) -> JournalMetrics:
+        node = self._node
+        found = node.journal.stats()
+        return JournalMetrics(
+            backend=node.journal.name,
+            tail=node.appender.tail,
+            bytes_on_disk=found.bytes_on_disk,
+            segments=found.segments,
+            free_bytes=found.free_bytes,
+            appends_total=found.appends,
+            append_bytes_total=found.appended_bytes,
+            append_s=self._append_s,
+            sync_s=self._sync_s,
+            write_s=self._write_s,
+            batch_records=self._batch_records,
+            snapshots=found.snapshots,
+            snapshot_bytes=found.snapshot_bytes,
+            snapshot_sequence=node.snapshot_sequence,
+            snapshots_total=node.snapshotter.taken,
+            snapshots_failed_total=node.snapshotter.failed,
+        )
