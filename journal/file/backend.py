@@ -29,11 +29,12 @@ from journal.contract import (
     JournalError,
     JournalStats,
     Opened,
+    Poisoned,
     SnapshotStore,
     Trimmed,
 )
 from journal.file.disk import Disk
-from journal.file.frames import frame_bytes
+from journal.file.frames import OVERHEAD_BYTES_MAX, frame_bytes
 from journal.file.lock import DirectoryLock
 from journal.file.log import Appended, Log, View
 from journal.file.recovery import SNAPSHOT_DIR
@@ -159,7 +160,11 @@ class FileJournal:
         self._lock: DirectoryLock | None = None
         self._followers: set[asyncio.Event] = set()
         self._reserved = 0
+        """Set aside since the last call of `append`."""
         self._in_flight = 0
+        """Taken by appends that are under way."""
+        self._budget = 0
+        """What `reserve` may still give away, not urgent, before it has to look again."""
         self._appends = 0
         self._appended_bytes = 0
         self._conflicts = 0
@@ -218,6 +223,7 @@ class FileJournal:
         if self._state != "open":
             return
         self._state = "closing"
+        self._budget = 0
         self._wake_followers()
         loop = self._loop
         # Each waits for what it was given before, appends first. Not on the pool: it may be
@@ -256,6 +262,7 @@ class FileJournal:
             raise ValueError(f"batch of {size} bytes, at most {self.max_batch_bytes} fit")
         footprint = frame_bytes(size)
         self._reserved = 0
+        self._budget = 0
         self._in_flight += footprint
         future: asyncio.Future[int] = self._loop.create_future()
 
@@ -285,6 +292,8 @@ class FileJournal:
             assert error is not None
             if isinstance(error, Conflict):
                 self._conflicts += 1
+            elif self._log.failure is not None:
+                self._wake_followers()
             if not future.done():
                 future.set_exception(error)
             return
@@ -303,32 +312,43 @@ class FileJournal:
             self._wake_followers()
 
     def _after_roll(self) -> None:
-        self._keep_spare()
-        try:
-            self._log.note_tail()
-        except JournalError:
-            # It is poisoned now, and said so.
-            pass
+        self._keep(self._log.keep_spare)
+        self._keep(self._log.note_tail)
 
     def _keep_spare(self) -> None:
+        self._keep(self._log.keep_spare)
+
+    def _keep(self, work: Callable[[], object]) -> None:
+        """Do something for the future; a failure of it shows in the calls that follow."""
+        if self._log.failure is not None:
+            return
         try:
-            if self._log.failure is None:
-                self._log.keep_spare()
+            work()
         except JournalError:
-            pass
+            notify(self._loop, self._wake_followers)
 
     def reserve(self, nbytes: int, *, urgent: bool = False) -> bool:
+        # Asked for every write, so what is left is worked out once an append, not once a call.
+        own = nbytes + OVERHEAD_BYTES_MAX
+        if own <= self._budget and self._log.failure is None:
+            self._budget -= own
+            self._reserved += own
+            return True
+        return self._reserve(own, urgent)
+
+    def _reserve(self, own: int, urgent: bool) -> bool:
         self._check()
-        own = frame_bytes(nbytes)
-        need = self._reserved + self._in_flight + own
-        kept = 0 if urgent else self.headroom_bytes
         log = self._log
         spare = log.spare
+        taken = self._reserved + self._in_flight
         # Whatever does not fit behind the last frame goes to the spare segment, so it is one
         # of the two that has to hold everything; the rest of the other one is a bonus.
         room = max(log.left, spare.size - DATA_AT if spare.ready else 0)
-        if need + kept > room and not self._fits_own_segment(need + kept):
+        self._budget = room - self.headroom_bytes - taken
+        need = taken + own + (0 if urgent else self.headroom_bytes)
+        if need > room and not self._fits_own_segment(need):
             return False
+        self._budget -= own
         self._reserved += own
         return True
 
@@ -431,7 +451,11 @@ class FileJournal:
 
     async def trim(self, before: int) -> None:
         self._check()
-        await asyncio.shield(self._housekeeper.call(lambda: self._log.trim(before)))
+        try:
+            await asyncio.shield(self._housekeeper.call(lambda: self._log.trim(before)))
+        except Poisoned:
+            self._wake_followers()
+            raise
 
     def stats(self) -> JournalStats:
         log = self._log

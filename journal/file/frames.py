@@ -36,6 +36,8 @@ HEADER_BYTES = _HEADER.size
 TRAILER_BYTES = _TRAILER.size
 _CRC_AT = HEADER_BYTES - 4
 ALIGN = 8
+OVERHEAD_BYTES_MAX = HEADER_BYTES + TRAILER_BYTES + ALIGN - 1
+"""What a frame takes beyond its payload, at most."""
 MAGIC = b"jFr\x01"
 END = b"jEnd"
 _PADS = tuple(bytes(n) for n in range(ALIGN))

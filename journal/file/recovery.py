@@ -170,10 +170,10 @@ def _scan_last(
             BATCH,
         ):
             raise Corrupt(segment.path, offset, what, RESTORE)
-        after = offset + ALIGN if frame is None or frame.end > segment.size else frame.end
         later = find_header(
+            # Even inside of what a good header claims: its length may be what is wrong.
             lambda size, at: data[at - offset : at - offset + size],
-            after,
+            offset + ALIGN,
             segment.size,
             seed,
             cursor.sequence,
