@@ -243,7 +243,7 @@ class WatchStream:
         revision = self._store.revision
         if not self._watchers:
             self._progress_wanted = False
-        elif all(watcher.start <= revision for watcher in self._watchers.values()):
+        elif all(w.start <= revision and not w.due for w in self._watchers.values()):
             self._progress_wanted = False
             self._control(NO_WATCH_ID, b"")
 

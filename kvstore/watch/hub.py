@@ -170,6 +170,7 @@ class Hub:
         self.watchers += 1
         if 0 < watcher.start <= store.revision:
             self._make_due(watcher, watcher.start)
+            watcher.wake(watcher)
 
     def remove(self, watcher: Watcher) -> None:
         """End a watch."""
@@ -205,22 +206,30 @@ class Hub:
             self._noted = version.mod
 
     def publish(self) -> None:
-        """The watermark has moved over everything noted: wake who is concerned."""
+        """The watermark has moved over everything noted: wake who is concerned.
+
+        All of them are due before the first is woken, since a stream that is woken may report
+        progress, and must know which of its watchers have something to come (I4).
+        """
         revision = self._store.revision
         touched, self._touched = self._touched, []
         self._noted = 0
+        woken: list[Watcher] = []
         for group in touched:
             first = group.first_new
             group.published()
             for watcher in list(group.watchers):
                 if not watcher.due and watcher.start <= revision:
                     self._make_due(watcher, max(first, watcher.start))
+                    woken.append(watcher)
+        for watcher in woken:
+            if watcher.due:
+                watcher.wake(watcher)
 
     def _make_due(self, watcher: Watcher, revision: int) -> None:
         watcher.due = True
         watcher.cursor = revision
         self.slow += 1
-        watcher.wake(watcher)
 
     def is_compacted(self, watcher: Watcher) -> bool:
         """Whether a due watcher has been overtaken by compaction (I4)."""

@@ -117,6 +117,32 @@ async def a_future_start_gets_no_progress(client: wire.Client, real: bool) -> No
     assert answer.header.revision >= now + 2, answer
 
 
+async def progress_comes_behind_all_events(client: wire.Client, real: bool) -> None:
+    """An answer that had to wait comes after the events of every watch of the stream.
+
+    The request waits for the start revision of the first watch; the transaction that reaches it
+    has an event for the second watch too.
+    """
+    now = (await client.put(b"behind/a")).header.revision
+    call = await _watch(client, key=b"behind/a", start_revision=now + 2)
+    for key in (b"behind/b", b"/registry/pods/behind"):
+        create = rpc_pb2.WatchCreateRequest(key=key)
+        await call.write(rpc_pb2.WatchRequest(create_request=create))
+        assert (await _read(call)).created
+    request = rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
+    await call.write(request)
+    await client.put(b"elsewhere")
+    txn = rpc_pb2.TxnRequest()
+    for key in (b"behind/a", b"behind/b", b"/registry/pods/behind"):
+        txn.success.add().request_put.key = key
+    await client.call("Txn", txn)
+    await call.write(request)
+    # The first answer may come late in the day or, in etcd, never; no event comes behind it.
+    answers = [await _read(call) for _ in range(4)]
+    assert [len(answer.events) for answer in answers] == [1, 1, 1, 0], answers
+    assert answers[3].header.revision == now + 2
+
+
 async def operations_come_in_their_order(client: wire.Client, real: bool) -> None:
     """One transaction over many shards is one response, in the order of its operations."""
     keys = [b"zz/1", b"/registry/pods/1", b"a/1", b"/registry/minions/1", b"/registry/events/1"]
@@ -208,6 +234,7 @@ CASES: list[Case] = [
     fragments_carry_each_event_once,
     a_future_start_waits,
     a_future_start_gets_no_progress,
+    progress_comes_behind_all_events,
     operations_come_in_their_order,
     a_long_history_comes_whole,
     at_the_compaction_boundary,
