@@ -109,8 +109,8 @@ def _check_txn_shape(request: pb.TxnRequest, ops_max: int, total: int, total_max
 class _Deletes:
     """The ranges that a transaction deletes, for the question whether a put falls into one.
 
-    etcd takes a range end literally here, so "from key on" (a zero byte) and inverted ranges
-    clash with a put of exactly their key and nothing else.
+    etcd takes a range end literally here, so "from key on" (a zero byte) is an inverted range, and
+    those clash with nothing.
     """
 
     __slots__ = ("_merged", "_points")
@@ -122,9 +122,9 @@ class _Deletes:
     def add(self, request: pb.DeleteRangeRequest) -> None:
         """Note one delete."""
         low, high = request.key, request.range_end
-        if not high or high <= low:
+        if not high:
             self._points.add(low)
-        else:
+        elif low < high:
             self._add_range(low, high)
 
     def _add_range(self, low: bytes, high: bytes) -> None:
