@@ -9,7 +9,7 @@ from journal.file.blocks import RESTORE
 from journal.file.disk import Disk
 from journal.file.frames import BadFrame
 from journal.file.log import View
-from journal.file.segment import SegmentCursor
+from journal.file.segment import Segment, SegmentCursor
 
 STEP_ENTRIES = 1024
 STEP_BYTES = 1 << 20
@@ -32,6 +32,16 @@ class Replay:
         """Which segment holds `sequence`, or would."""
         firsts = [segment.first for segment in self._view.segments]
         return max(bisect_right(firsts, sequence) - 1, 0)
+
+    @property
+    def segment(self) -> Segment | None:
+        """The segment that the last step's entries came from."""
+        return None if self._cursor is None else self._cursor.segment
+
+    @property
+    def position(self) -> int:
+        """Offset behind the last entry in that segment."""
+        return 0 if self._cursor is None else self._cursor.position
 
     def extend(self, view: View) -> None:
         """Go on up to a later tail."""
