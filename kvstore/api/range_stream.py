@@ -12,9 +12,10 @@ from google.protobuf.message import DecodeError
 
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers
-from kvstore.api.ranges import StoreReader, bounds, join_steps, key_value_parts
+from kvstore.api.ranges import KeyValues, StoreReader, bounds
 from kvstore.mvcc.errors import StoreError
-from kvstore.mvcc.store import Steps, Store
+from kvstore.mvcc.store import SLICE, Steps, Store
+from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.node.slicer import Slicer
 from kvstore.pb import rpc_pb2 as pb
@@ -104,30 +105,34 @@ class RangeStream:
         reader = StoreReader(self._store, self._now())
         if request.count_only:
             count = yield from reader.count_steps(self._low, self._high, self._revision)
-            yield from self._send_last([], False, count)
+            self._send_last(KeyValues(request, self._header()), False, count)
             return
         limit = max(request.limit, 0)
-        while not self._closed:
-            if self._stream.room <= 0:
-                return
+        while not self._closed and self._stream.room > 0:
             self._store.read_revision(self._revision)
             size = min(self._chunk_keys, limit - self._sent) if limit else self._chunk_keys
-            found = yield from reader.range_steps(self._low, self._high, self._revision, size + 1)
+            found: list[Version] = []
+            yield from reader.range_steps(
+                self._low, self._high, self._revision, size + 1, found.extend
+            )
             more = len(found) > size
             found = found[:size]
-            parts = yield from key_value_parts(found, request)
             self._sent += len(found)
             if found:
                 self._low = found[-1].key + b"\x00"
-            if not more or self._sent == limit:
+            last = not more or self._sent == limit
+            answer = KeyValues(request, self._header() if last else b"")
+            for at in range(0, len(found), SLICE):
+                answer.add(found[at : at + SLICE])
+                if at + SLICE < len(found):
+                    yield
+            if last:
                 count = self._sent
                 if more:
                     count += yield from reader.count_steps(self._low, self._high, self._revision)
-                yield from self._send_last(parts, more, count)
+                self._send_last(answer, more, count)
                 return
-            nbytes = sum(map(len, parts))
-            yield from self._send(parts)
-            self._adjust(nbytes)
+            self._adjust(self._send(answer.finish(False, 0)))
             yield
 
     def _adjust(self, nbytes: int) -> None:
@@ -137,13 +142,13 @@ class RangeStream:
         elif nbytes > self._chunk_bytes * 2:
             self._chunk_keys = max(self._chunk_keys // 2, 1)
 
-    def _send_last(self, parts: list[bytes], more: bool, count: int) -> Steps[None]:
-        header = self._headers.at(self._header_revision)
-        ending = (b"\x18\x01" if more else b"") + (b"\x20" + varint(count) if count else b"")
-        yield from self._send([header, *parts, ending])
+    def _header(self) -> bytes:
+        return self._headers.at(self._header_revision)
+
+    def _send_last(self, answer: KeyValues, more: bool, count: int) -> None:
+        self._send(answer.finish(more, count))
         self._stream.close()
 
-    def _send(self, parts: list[bytes]) -> Steps[None]:
-        size = sum(map(len, parts))
-        parts.insert(0, b"\x0a" + varint(size))
-        self._stream.send((yield from join_steps(parts)))
+    def _send(self, response: bytes) -> int:
+        self._stream.send(b"\x0a%b%b" % (varint(len(response)), response))
+        return len(response)

@@ -5,22 +5,22 @@ The pairs of an answer are the stored bytes of the versions, joined (DESIGN §5)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from heapq import merge
 from io import BytesIO
 from itertools import islice
 from typing import Any, Protocol
 
 from kvstore.api import checks
-from kvstore.mvcc.store import SLICE, Steps, Store
+from kvstore.mvcc.store import SLICE, Sink, Steps, Store
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import encode_key_value, varint
 from kvstore.pb import rpc_pb2 as pb
 
 Bounds = tuple[bytes, bytes | None]
 
-JOIN_BYTES = 1 << 20
-"""Answers above this are put together in slices."""
+SPILL_BYTES = 256 << 10
+"""A long answer is put together in pieces of about this size."""
 
 
 def bounds(key: bytes, range_end: bytes) -> Bounds:
@@ -41,9 +41,9 @@ class Reader(Protocol):
         """The live version of a key."""
 
     def range_steps(
-        self, low: bytes, high: bytes | None, revision: int, limit: int
-    ) -> Steps[list[Version]]:
-        """Live versions in key order; `revision` 0: of the state itself."""
+        self, low: bytes, high: bytes | None, revision: int, limit: int, sink: Sink
+    ) -> Steps[int]:
+        """Live versions in key order, in parts; `revision` 0: of the state itself."""
 
     def count_steps(self, low: bytes, high: bytes | None, revision: int) -> Steps[int]:
         """Number of live keys."""
@@ -64,11 +64,11 @@ class StoreReader:
         return self._store.get(key, self.read_revision)
 
     def range_steps(
-        self, low: bytes, high: bytes | None, revision: int, limit: int
-    ) -> Steps[list[Version]]:
+        self, low: bytes, high: bytes | None, revision: int, limit: int, sink: Sink
+    ) -> Steps[int]:
         """See Reader."""
         at = revision if revision > 0 else self.read_revision
-        return self._store.range_steps(low, high, at, limit, self._now)
+        return self._store.range_steps(low, high, at, limit, self._now, sink)
 
     def count_steps(self, low: bytes, high: bytes | None, revision: int) -> Steps[int]:
         """See Reader."""
@@ -76,62 +76,50 @@ class StoreReader:
         return self._store.count_steps(low, high, at, self._now)
 
 
-def range_steps(reader: Reader, request: pb.RangeRequest) -> Steps[list[bytes]]:
-    """A RangeResponse without its header, as parts to join.
+class KeyValues:
+    """Collects the kvs of an answer, behind a head, as bytes.
 
-    The request's revision has been checked. How limit, order, and filters play together is
-    etcd's (server/etcdserver/txn/range.go): without an order the limit is applied in key order,
-    and what remains is sorted by the target; with an order or filters the limit comes last.
+    keys_only leaves out the lease as well as the value, unless the request sorts by value:
+    etcd 3.7 answers it from its index, which knows no leases.
     """
-    low, high = bounds(request.key, request.range_end)
-    revision = max(request.revision, 0)
-    if request.count_only:
-        return _ending(False, (yield from reader.count_steps(low, high, revision)))
-    limit = max(request.limit, 0)
-    filtered = checks.has_revision_filters(request)
-    first_come = checks.is_default_order(request) and not filtered
-    if not request.range_end and not revision:
-        version = reader.live(request.key)
-        found = [version] if version is not None else []
-        total = len(found)
-    else:
-        sorts = request.sort_target != pb.RangeRequest.KEY
-        wanted = limit + sorts if first_come and limit else 0
-        found = yield from reader.range_steps(low, high, revision, wanted)
-        if wanted and len(found) >= wanted:
-            total = yield from reader.count_steps(low, high, revision)
+
+    __slots__ = ("_encode", "_parts", "_size", "_spill")
+
+    def __init__(self, request: pb.RangeRequest, head: bytes) -> None:
+        self._parts = [head]
+        self._size = len(head)
+        self._spill: BytesIO | None = None
+        self._encode: Callable[[Version], bytes] | None = None
+        if request.keys_only:
+            by_value = request.sort_target == pb.RangeRequest.VALUE
+            self._encode = _with_lease_only if by_value else Version.without_value
+
+    def add(self, versions: list[Version]) -> None:
+        """Add pairs; about SLICE of them make one step."""
+        if self._encode is None:
+            parts = [version.framed for version in versions]
         else:
-            total = len(found)
-    if filtered:
-        found = yield from _filtered(found, request)
-    found = yield from _sorted(found, request)
-    more = bool(limit) and len(found) > limit
-    if more:
-        found = found[:limit]
-    elif first_come and limit:
-        more = total > len(found)
-    parts = yield from key_value_parts(found, request)
-    parts.extend(_ending(more, total))
-    return parts
+            parts = [self._encode(version) for version in versions]
+        self._parts.extend(parts)
+        self._size += sum(map(len, parts))
+        if self._size >= SPILL_BYTES or len(self._parts) >= SLICE:
+            if self._spill is None:
+                self._spill = BytesIO()
+            self._spill.write(b"".join(self._parts))
+            self._parts.clear()
+            self._size = 0
 
-
-def _ending(more: bool, count: int) -> list[bytes]:
-    return [b"\x18\x01" if more else b"", b"\x20" + varint(count) if count else b""]
-
-
-def key_value_parts(found: Sequence[Version], request: pb.RangeRequest) -> Steps[list[bytes]]:
-    """The kvs of an answer: stored bytes, or new ones without values for keys_only.
-
-    keys_only leaves out the lease as well, unless the request sorts by value: etcd 3.7 answers
-    it from its index, which knows no leases.
-    """
-    if not request.keys_only:
-        if len(found) <= SLICE:
-            return [version.framed for version in found]
-        return (yield from _sliced(found, lambda version: version.framed))
-    if request.sort_target == pb.RangeRequest.VALUE:
-        return (yield from _sliced(found, _with_lease_only))
-    return (yield from _sliced(found, Version.without_value))
+    def finish(self, more: bool, count: int) -> bytes:
+        """The whole answer."""
+        parts = self._parts
+        if more:
+            parts.append(b"\x18\x01")
+        if count:
+            parts.append(b"\x20" + varint(count))
+        if self._spill is None:
+            return b"".join(parts)
+        self._spill.write(b"".join(parts))
+        return self._spill.getvalue()
 
 
 def _with_lease_only(version: Version) -> bytes:
@@ -140,30 +128,33 @@ def _with_lease_only(version: Version) -> bytes:
     )
 
 
-def _sliced(found: Sequence[Version], encode: Callable[[Version], bytes]) -> Steps[list[bytes]]:
-    parts: list[bytes] = []
-    for at in range(0, len(found), SLICE):
-        parts.extend([encode(version) for version in found[at : at + SLICE]])
-        if at + SLICE < len(found):
-            yield
-    return parts
+def range_steps(reader: Reader, request: pb.RangeRequest, head: bytes) -> Steps[bytes]:
+    """A RangeResponse whose header is `head`.
 
-
-def _filtered(found: list[Version], request: pb.RangeRequest) -> Steps[list[Version]]:
-    max_mod, min_mod = request.max_mod_revision, request.min_mod_revision
-    max_create, min_create = request.max_create_revision, request.min_create_revision
-    kept: list[Version] = []
-    for at, version in enumerate(found):
-        if not (
-            (max_mod and version.mod > max_mod)
-            or (min_mod and version.mod < min_mod)
-            or (max_create and version.create > max_create)
-            or (min_create and version.create < min_create)
-        ):
-            kept.append(version)
-        if at % SLICE == SLICE - 1:
-            yield
-    return kept
+    The request's revision has been checked. How limit, order, and filters play together is
+    etcd's (server/etcdserver/txn/range.go): without an order the limit is applied in key order,
+    and what remains is sorted by the target; with an order or filters the limit comes last.
+    """
+    low, high = bounds(request.key, request.range_end)
+    revision = max(request.revision, 0)
+    answer = KeyValues(request, head)
+    if request.count_only:
+        return answer.finish(False, (yield from reader.count_steps(low, high, revision)))
+    limit = max(request.limit, 0)
+    first_come = checks.is_default_order(request) and not checks.has_revision_filters(request)
+    if not (first_come and request.sort_target == pb.RangeRequest.KEY):
+        return (yield from _sorted_steps(reader, request, first_come, answer))
+    if not request.range_end and not revision:
+        version = reader.live(request.key)
+        if version is None:
+            return head
+        answer.add([version])
+        return answer.finish(False, 1)
+    count = yield from reader.range_steps(low, high, revision, limit, answer.add)
+    total = count
+    if limit and count >= limit:
+        total = yield from reader.count_steps(low, high, revision)
+    return answer.finish(total > count, total)
 
 
 _SORT_KEYS: dict[int, Callable[[Version], Any]] = {
@@ -175,40 +166,49 @@ _SORT_KEYS: dict[int, Callable[[Version], Any]] = {
 }
 
 
-def _sorted(found: list[Version], request: pb.RangeRequest) -> Steps[list[Version]]:
-    """Sort as asked, in steps that are all short; ties come in any order in etcd."""
+def _sorted_steps(
+    reader: Reader, request: pb.RangeRequest, first_come: bool, answer: KeyValues
+) -> Steps[bytes]:
+    """Ranges with an order or filters: sorted in runs, then merged, so each step is short."""
+    low, high = bounds(request.key, request.range_end)
+    revision, limit = max(request.revision, 0), max(request.limit, 0)
     descending = request.sort_order == pb.RangeRequest.DESCEND
-    if request.sort_target == pb.RangeRequest.KEY and not descending:
-        return found
     key = _SORT_KEYS[request.sort_target]
-    if len(found) <= SLICE:
-        return sorted(found, key=key, reverse=descending)
-    runs: list[Iterator[Version]] = []
-    for at in range(0, len(found), SLICE):
-        runs.append(iter(sorted(found[at : at + SLICE], key=key, reverse=descending)))
-        yield
-    merged = merge(*runs, key=key, reverse=descending)
-    result: list[Version] = []
-    while True:
-        part = list(islice(merged, SLICE))
-        result.extend(part)
-        if len(part) < SLICE:
-            return result
-        yield
+    wanted = _filter(request)
+    runs: list[list[Version]] = []
 
+    def collect(found: list[Version]) -> None:
+        if wanted is not None:
+            found = [version for version in found if wanted(version)]
+        found.sort(key=key, reverse=descending)
+        runs.append(found)
 
-def join_steps(parts: list[bytes]) -> Steps[bytes]:
-    """Join parts into one message, in slices if it is long."""
-    if len(parts) <= SLICE:
-        size = sum(map(len, parts))
-        if size <= JOIN_BYTES:
-            return b"".join(parts)
-    out = BytesIO()
-    size = 0
-    for at, part in enumerate(parts):
-        out.write(part)
-        size += len(part)
-        if size >= JOIN_BYTES or at % SLICE == SLICE - 1:
-            size = 0
+    taken = limit + 1 if first_come and limit else 0
+    total = yield from reader.range_steps(low, high, revision, taken, collect)
+    if taken and total >= taken:
+        total = yield from reader.count_steps(low, high, revision)
+    kept = sum(map(len, runs))
+    more = bool(limit) and kept > limit
+    merged = islice(merge(*runs, key=key, reverse=descending), limit if more else None)
+    while part := list(islice(merged, SLICE)):
+        answer.add(part)
+        if len(part) == SLICE:
             yield
-    return out.getvalue()
+    return answer.finish(more, total)
+
+
+def _filter(request: pb.RangeRequest) -> Callable[[Version], bool] | None:
+    if not checks.has_revision_filters(request):
+        return None
+    max_mod, min_mod = request.max_mod_revision, request.min_mod_revision
+    max_create, min_create = request.max_create_revision, request.min_create_revision
+
+    def wanted(version: Version) -> bool:
+        return not (
+            (max_mod and version.mod > max_mod)
+            or (min_mod and version.mod < min_mod)
+            or (max_create and version.create > max_create)
+            or (min_create and version.create < min_create)
+        )
+
+    return wanted

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from kvstore.api import checks, errors, leases, maintenance
 from kvstore.api.headers import Headers
 from kvstore.api.range_stream import RangeStream
-from kvstore.api.ranges import StoreReader, join_steps, range_steps
+from kvstore.api.ranges import StoreReader, range_steps
 from kvstore.api.watch import WatchStream
 from kvstore.api.writes import (
     DeleteOperation,
@@ -186,14 +186,8 @@ class EtcdService:
         self.ranges += 1
         revision = self._store.read_revision(request.revision)
         reader = StoreReader(self._store, self._node.now())
-        job = self._range_steps(reader, request)
+        job = range_steps(reader, request, self._headers.at(reader.read_revision))
         self._run(call, self._pinned(revision, job) if request.range_end else job)
-
-    def _range_steps(self, reader: StoreReader, request: pb.RangeRequest) -> Steps[bytes]:
-        header = self._headers.at(reader.read_revision)
-        parts = yield from range_steps(reader, request)
-        parts.insert(0, header)
-        return (yield from join_steps(parts))
 
     # -- writes ----------------------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from io import BytesIO
 from typing import Protocol
 
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers, inner
-from kvstore.api.ranges import Reader, StoreReader, bounds, join_steps, range_steps
+from kvstore.api.ranges import Reader, StoreReader, bounds, range_steps
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound
-from kvstore.mvcc.store import SLICE, Steps, Store
+from kvstore.mvcc.store import Steps, Store
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.node import records
@@ -66,6 +66,16 @@ def _put(draft: Draft, request: pb.PutRequest) -> Version | None:
     return previous if request.prev_kv else None
 
 
+def _in_one_step(steps: Steps[bytes]) -> bytes:
+    """The result of steps over single keys, which never have to wait."""
+    try:
+        next(steps)
+    except StopIteration as stop:
+        response: bytes = stop.value
+        return response
+    raise AssertionError("an operation on single keys takes one step")
+
+
 class PutOperation(CallOperation):
     """KV.Put."""
 
@@ -96,31 +106,51 @@ class DeleteOperation(CallOperation):
 
     def evaluate(self, draft: Draft) -> bytes:
         """Delete one key."""
-        deleted = draft.view.delete(self.request.key)
-        found = [] if deleted is None else [deleted]
-        return b"".join(self._answer(draft, found))
+        return _in_one_step(self.evaluate_steps(draft))
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """Delete a range."""
-        low, high = bounds(self.request.key, self.request.range_end)
-        found = yield from draft.view.delete_range_steps(low, high)
-        if len(found) > STAND_IN_KEYS:
+        draft.view.one_pass = True
+        deleted = yield from _delete(draft, self.request)
+        if deleted.count > STAND_IN_KEYS:
+            low, high = bounds(self.request.key, self.request.range_end)
             draft.stand_in = records.delete_range(low, high, draft.view.revision)
-        return (yield from join_steps(self._answer(draft, found)))
-
-    def _answer(self, draft: Draft, found: Sequence[Version]) -> list[bytes]:
-        header = self.headers.at(draft.view.read_revision)
-        return [header, *_deleted(found, self.request.prev_kv)]
+        return deleted.answer(self.headers.at(draft.view.read_revision))
 
 
-def _deleted(found: Sequence[Version], prev_kv: bool) -> list[bytes]:
-    """The fields of a DeleteRangeResponse behind its header."""
-    parts = [b"\x10" + varint(len(found))] if found else []
-    if prev_kv:
-        for version in found:
-            parts.append(b"\x1a")
-            parts.append(version.framed[1:])
-    return parts
+class _Deleted:
+    """What a DeleteRange deleted: a count and, if asked for, the pairs."""
+
+    __slots__ = ("_out", "_prev_kv", "count")
+
+    def __init__(self, prev_kv: bool) -> None:
+        self.count = 0
+        self._prev_kv = prev_kv
+        self._out = BytesIO()
+
+    def add(self, versions: list[Version]) -> None:
+        """Versions that were deleted."""
+        self.count += len(versions)
+        if self._prev_kv:
+            self._out.write(b"".join([b"\x1a" + version.framed[1:] for version in versions]))
+
+    def answer(self, header: bytes) -> bytes:
+        """A DeleteRangeResponse."""
+        if not self.count:
+            return header
+        return b"%b\x10%b%b" % (header, varint(self.count), self._out.getvalue())
+
+
+def _delete(draft: Draft, request: pb.DeleteRangeRequest) -> Steps[_Deleted]:
+    deleted = _Deleted(request.prev_kv)
+    if request.range_end:
+        low, high = bounds(request.key, request.range_end)
+        yield from draft.view.delete_range_steps(low, high, deleted.add)
+    else:
+        version = draft.view.delete(request.key)
+        if version is not None:
+            deleted.add([version])
+    return deleted
 
 
 def is_read_only(request: pb.TxnRequest) -> bool:
@@ -167,14 +197,8 @@ class TxnOperation(CallOperation):
         self.drains = _needs_drain(request)
 
     def evaluate(self, draft: Draft) -> bytes:
-        """A transaction of single keys: one step."""
-        steps = self.evaluate_steps(draft)
-        try:
-            next(steps)
-        except StopIteration as stop:
-            response: bytes = stop.value
-            return response
-        raise AssertionError("a transaction of single keys takes one step")
+        """A transaction of single keys."""
+        return _in_one_step(self.evaluate_steps(draft))
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """Any transaction: compares, then checks, then operations (R4)."""
@@ -260,7 +284,7 @@ def txn_steps(context: Context, request: pb.TxnRequest, headers: Headers) -> Ste
     yield from _execute(context, request, _Path(taken), parts)
     header = headers.at(context.reader.read_revision)
     succeeded = b"\x10\x01" if taken[0] else b""
-    return (yield from join_steps([header, succeeded, *parts]))
+    return b"".join([header, succeeded, *parts])
 
 
 def _compare_all(reader: Reader, request: pb.TxnRequest, taken: list[bool]) -> Steps[None]:
@@ -280,15 +304,13 @@ def _holds(reader: Reader, compare: pb.Compare) -> Steps[bool]:
         version = reader.live(compare.key)
         return _compare_one(compare, version)
     low, high = bounds(compare.key, compare.range_end)
-    found = yield from reader.range_steps(low, high, 0, 0)
-    if not found:
-        return _compare_one(compare, None)
-    for at, version in enumerate(found):
-        if not _compare_one(compare, version):
-            return False
-        if at % SLICE == SLICE - 1:
-            yield
-    return True
+    verdicts: list[bool] = []
+
+    def hold(found: list[Version]) -> None:
+        verdicts.append(all(_compare_one(compare, version) for version in found))
+
+    yield from reader.range_steps(low, high, 0, 0, hold)
+    return all(verdicts) if verdicts else _compare_one(compare, None)
 
 
 def _compare_one(compare: pb.Compare, version: Version | None) -> bool:
@@ -365,9 +387,9 @@ def _execute(
         match op.WhichOneof("request"):
             case "request_range":
                 reader = context.reader
-                body = yield from range_steps(reader, op.request_range)
-                body.insert(0, inner(reader.read_revision))
-                _response_op(parts, b"\x0a", body)
+                head = inner(reader.read_revision)
+                answer = yield from range_steps(reader, op.request_range, head)
+                _response_op(parts, b"\x0a", [answer])
             case "request_put":
                 previous = _put(context.draft, op.request_put)
                 body = [inner(context.draft.view.revision)]
@@ -375,7 +397,9 @@ def _execute(
                     body.append(previous.framed)
                 _response_op(parts, b"\x12", body)
             case "request_delete_range":
-                yield from _execute_delete(context.draft, op.request_delete_range, parts)
+                deleted = yield from _delete(context.draft, op.request_delete_range)
+                header = inner(context.draft.view.read_revision)
+                _response_op(parts, b"\x1a", [deleted.answer(header)])
             case "request_txn":
                 body = []
                 succeeded = path.peek()
@@ -384,20 +408,6 @@ def _execute(
                 _response_op(parts, b"\x22", body)
             case _:
                 pass
-
-
-def _execute_delete(
-    draft: Draft, request: pb.DeleteRangeRequest, parts: list[bytes]
-) -> Steps[None]:
-    view = draft.view
-    if request.range_end:
-        low, high = bounds(request.key, request.range_end)
-        found = yield from view.delete_range_steps(low, high)
-    else:
-        deleted = view.delete(request.key)
-        found = [] if deleted is None else [deleted]
-    body = [inner(view.read_revision), *_deleted(found, request.prev_kv)]
-    _response_op(parts, b"\x1a", body)
 
 
 def _response_op(parts: list[bytes], tag: bytes, body: list[bytes]) -> None:

@@ -8,7 +8,7 @@ the answer is the generator's return value. Short ones finish without yielding.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 from kvstore.mvcc.errors import Compacted, FutureRevision
@@ -20,8 +20,14 @@ from partitioner.table import PartitionTable
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 
-SLICE = 1000
-"""Index or history entries that one step may touch: a few hundred microseconds."""
+Sink = Callable[[list[Version]], None]
+"""Takes a part of a range."""
+
+SLICE = 512
+"""Index or history entries that one step may touch: well under a millisecond, mostly."""
+
+COMPACT_SLICE = 128
+"""The same where each entry leaves index and history."""
 
 
 class Store:
@@ -90,7 +96,7 @@ class Store:
         for shard in self.shards:
             revision, sub = self.compacted_through, 0
             while True:
-                batch = shard.history.read(revision, sub, SLICE // 2)
+                batch = shard.history.read(revision, sub, COMPACT_SLICE)
                 if not batch or batch[0].mod >= target:
                     break
                 for version in batch:
@@ -132,13 +138,15 @@ class Store:
         return at_or_below(shard.index.get(key), revision)
 
     def range_steps(
-        self, low: bytes, high: bytes | None, revision: int, limit: int, now: float
-    ) -> Steps[list[Version]]:
-        """Live versions of the keys in [low, high) at a checked revision, in key order.
+        self, low: bytes, high: bytes | None, revision: int, limit: int, now: float, sink: Sink
+    ) -> Steps[int]:
+        """Hand the live versions of the keys in [low, high) to `sink`, in key order, in parts.
 
-        `limit` 0: all of them. Pins the revision if it takes more than one step.
+        At a checked revision; `limit` 0: all of them. Returns how many there were. Pins the
+        revision if it takes more than one step. Nothing here holds them all: a list of a
+        million objects is a long step for the collector, whenever it looks (R11).
         """
-        found: list[Version] = []
+        count = 0
         touched = 0
         pin: Pin | None = None
         try:
@@ -147,18 +155,22 @@ class Store:
                 shard.reads += 1
                 cursor = segment.low
                 while True:
-                    size = min(limit - len(found), SLICE) if limit else SLICE
+                    size = min(limit - count, SLICE) if limit else SLICE
                     nodes = shard.index.slice(cursor, segment.high, size)
-                    heads = [node.head for node in nodes]
-                    for version in heads:
+                    found: list[Version] = []
+                    for node in nodes:
+                        version = node.head
                         if version.mod > revision:
                             older = at_or_below(version, revision)
                             if older is not None:
                                 found.append(older)
                         elif version.number:
                             found.append(version)
-                    if limit and len(found) >= limit:
-                        return found
+                    if found:
+                        sink(found)
+                        count += len(found)
+                    if limit and count >= limit:
+                        return count
                     if len(nodes) < size:
                         break
                     cursor = nodes[-1].key + b"\x00"
@@ -169,7 +181,7 @@ class Store:
                             pin = self.pins.take(revision, now)
                         yield
                         pin.check()
-            return found
+            return count
         finally:
             if pin is not None:
                 self.pins.release(pin)

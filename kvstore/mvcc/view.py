@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import merge
+from itertools import islice
 
 from kvstore.mvcc.buckets import BucketedDict
 from kvstore.mvcc.shard import Shard
-from kvstore.mvcc.store import SLICE, Steps, Store
+from kvstore.mvcc.store import SLICE, Sink, Steps, Store
 from kvstore.mvcc.version import Version, delete_version, put_version
 
 Overlay = Mapping[bytes, Version]
+
+
+Effect = tuple[Shard, Version]
 
 
 @dataclass(slots=True)
@@ -31,7 +35,11 @@ class WriteView:
     overlay: Overlay
     revision: int
     now: float
-    effects: list[tuple[Shard, Version]] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    """The newest effects; `effect_parts` has all of them."""
+    one_pass: bool = False
+    """The request names each key once and reads nothing back: its effects need no map."""
+    _sealed: list[list[Effect]] = field(default_factory=list)
     _own: BucketedDict[bytes, Version] | None = None
 
     @property
@@ -39,11 +47,16 @@ class WriteView:
         """The revision that a read of this request is answered at."""
         return self.revision if self.effects else self.revision - 1
 
+    @property
+    def effect_parts(self) -> list[list[Effect]]:
+        """All effects, in order, in parts of at most SLICE (R11)."""
+        return [*self._sealed, self.effects]
+
     # -- single keys -----------------------------------------------------------------------
 
     def newest(self, key: bytes) -> Version | None:
         """The newest version of a key, a deletion included."""
-        if self.effects:
+        if self.effects and not self.one_pass:
             version = self._own_newest(key)
             if version is not None:
                 return version
@@ -61,7 +74,7 @@ class WriteView:
     def put(self, key: bytes, value: bytes, lease: int) -> None:
         """Put a key."""
         previous = self.newest(key)
-        version = put_version(key, value, lease, self.revision, len(self.effects), previous)
+        version = put_version(key, value, lease, self.revision, self._next_sub(), previous)
         self._record(version)
 
     def delete(self, key: bytes) -> Version | None:
@@ -69,22 +82,29 @@ class WriteView:
         previous = self.newest(key)
         if previous is None or not previous.number:
             return None
-        version = delete_version(key, self.revision, len(self.effects), previous)
+        version = delete_version(key, self.revision, self._next_sub(), previous)
         self._record(version)
         return previous
+
+    def _next_sub(self) -> int:
+        return len(self._sealed) * SLICE + len(self.effects)
 
     def _record(self, version: Version) -> None:
         """Note an effect. The first needs no map: most requests write one key."""
         store = self.store
         shard = store.shards[store.table.shard_of(version.key)]
+        if len(self.effects) == SLICE:
+            self._sealed.append(self.effects)
+            self.effects = []
         self.effects.append((shard, version))
-        if len(self.effects) == 1:
+        if self.one_pass:
             return
-        if self._own is None:
+        if self._own is not None:
+            self._own[version.key] = version
+        elif len(self.effects) > 1:
             self._own = BucketedDict(bits=6)
-            first = self.effects[0][1]
-            self._own[first.key] = first
-        self._own[version.key] = version
+            for _, earlier in self.effects:
+                self._own[earlier.key] = earlier
 
     def _own_newest(self, key: bytes) -> Version | None:
         if self._own is not None:
@@ -95,29 +115,32 @@ class WriteView:
     # -- ranges ----------------------------------------------------------------------------
 
     def range_steps(
-        self, low: bytes, high: bytes | None, revision: int, limit: int
-    ) -> Steps[list[Version]]:
-        """Live versions in [low, high), in key order; `limit` 0: all.
+        self, low: bytes, high: bytes | None, revision: int, limit: int, sink: Sink
+    ) -> Steps[int]:
+        """Hand live versions in [low, high) to `sink`, in key order; `limit` 0: all.
 
         `revision` 0 or less reads what the request has made so far; any other has been
-        checked against the state before it.
+        checked against the state before it. Returns how many there were.
         """
-        before = self.revision - 1
+        store, now, before = self.store, self.now, self.revision - 1
         if 0 < revision <= before:
-            return (yield from self.store.range_steps(low, high, revision, limit, self.now))
+            return (yield from store.range_steps(low, high, revision, limit, now, sink))
         if not self.effects:
-            return (yield from self.store.range_steps(low, high, before, limit, self.now))
-        committed = yield from self.store.range_steps(low, high, before, 0, self.now)
+            return (yield from store.range_steps(low, high, before, limit, now, sink))
+        committed: list[Version] = []
+        yield from store.range_steps(low, high, before, 0, now, committed.extend)
         own = yield from self._own_in(low, high)
-        found: list[Version] = []
-        for at, version in enumerate(merge(committed, own, key=_by_key)):
-            if at % SLICE == SLICE - 1:
-                yield
-            if found and found[-1].key == version.key:
-                found.pop()
-            found.append(version)
-        found = [version for version in found if version.number]
-        return found[:limit] if limit else found
+        count = 0
+        merged = _newest_of_each(merge(committed, own, key=_by_key))
+        while True:
+            size = min(limit - count, SLICE) if limit else SLICE
+            part = list(islice(merged, size))
+            if part:
+                sink(part)
+                count += len(part)
+            if len(part) < size or count == limit:
+                return count
+            yield
 
     def count_steps(self, low: bytes, high: bytes | None, revision: int) -> Steps[int]:
         """How many keys in [low, high) live; `revision` as in `range_steps`."""
@@ -131,14 +154,22 @@ class WriteView:
                 count += (version.number != 0) - (base is not None and base.number != 0)
         return count
 
-    def delete_range_steps(self, low: bytes, high: bytes | None) -> Steps[list[Version]]:
-        """Delete the live keys in [low, high). Returns what was deleted, in key order."""
-        found = yield from self.range_steps(low, high, 0, 0)
-        for at, previous in enumerate(found):
-            self._record(delete_version(previous.key, self.revision, len(self.effects), previous))
-            if at % SLICE == SLICE - 1:
-                yield
-        return found
+    def delete_range_steps(
+        self, low: bytes, high: bytes | None, sink: Sink | None = None
+    ) -> Steps[int]:
+        """Delete the live keys in [low, high), in key order. Returns how many there were.
+
+        `sink` gets what was deleted.
+        """
+
+        def delete(found: list[Version]) -> None:
+            for previous in found:
+                sub = self._next_sub()
+                self._record(delete_version(previous.key, self.revision, sub, previous))
+            if sink is not None:
+                sink(found)
+
+        return (yield from self.range_steps(low, high, 0, 0, delete))
 
     def _base(self, version: Version) -> Version | None:
         """What the key had before this request."""
@@ -150,13 +181,25 @@ class WriteView:
     def _own_in(self, low: bytes, high: bytes | None) -> Steps[list[Version]]:
         """The newest own version of each key in [low, high), deletions included, by key."""
         newest: list[Version] = []
-        for at, (_, version) in enumerate(self.effects):
-            inside = low <= version.key and (high is None or version.key < high)
-            if inside and self._own_newest(version.key) is version:
-                newest.append(version)
-            if at % SLICE == SLICE - 1:
+        for part in self.effect_parts:
+            for _, version in part:
+                inside = low <= version.key and (high is None or version.key < high)
+                if inside and self._own_newest(version.key) is version:
+                    newest.append(version)
+            if len(part) == SLICE:
                 yield
         return (yield from sorted_steps(newest))
+
+
+def _newest_of_each(versions: Iterator[Version]) -> Iterator[Version]:
+    """Of versions in key order, the last of each key, without deletions."""
+    last: Version | None = None
+    for version in versions:
+        if last is not None and last.key != version.key and last.number:
+            yield last
+        last = version
+    if last is not None and last.number:
+        yield last
 
 
 def sorted_steps(versions: list[Version]) -> Steps[list[Version]]:

@@ -97,6 +97,7 @@ class LeaseRevoke(Command):
             raise LeaseNotFound
         if not self.still_wanted(draft):
             return self.respond(draft.view.read_revision)
+        draft.view.one_pass = True
         deleted = yield from delete_lease_keys_steps(draft.view, lease.keys.parts())
         revision = draft.view.revision if deleted else 0
         draft.stand_in = records.lease_revoke(self.lease_id, revision)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvstore.mvcc.store import SLICE, Steps
-from kvstore.node.proposer import Batch, Proposer, change_of
+from kvstore.mvcc.version import Version
+from kvstore.node.proposer import Batch, Item, Proposer, change_of
 from kvstore.node.state import State
 from kvstore.pb import record_pb2
 from kvstore.watch.hub import Hub
@@ -29,25 +30,31 @@ class Committer:
 
         A huge one is linked in slices above the watermark, where nobody sees it (R13).
         """
-        state, proposer = self._state, self._proposer
-        items = batch.items
-        for at in range(0, len(items), SLICE):
-            linked = []
-            for item in items[at : at + SLICE]:
-                shard, version = item
-                if shard is None:
-                    self._change(change_of(item))
-                else:
-                    state.link(shard, version)
-                    linked.append(version)
-                    proposer.settled(version)
-            self._hub.note(linked)
-            if at + SLICE < len(items):
+        state = self._state
+        for part in batch.bulk:
+            self._link(part)
+            yield
+        for at in range(0, len(batch.items), SLICE):
+            self._link(batch.items[at : at + SLICE])
+            if at + SLICE < len(batch.items):
                 yield
         state.store.publish(batch.revision)
         self.committed += len(batch.replies)
-        proposer.committed(batch)
+        self._proposer.committed(batch)
         self._hub.publish()
+
+    def _link(self, items: Sequence[Item]) -> None:
+        state, proposer = self._state, self._proposer
+        linked: list[Version] = []
+        for item in items:
+            shard, version = item
+            if shard is None:
+                self._change(change_of(item))
+            else:
+                state.link(shard, version)
+                linked.append(version)
+                proposer.settled(version)
+        self._hub.note(linked)
 
     def _change(self, change: record_pb2.Record) -> None:
         self._state.change(change, self._now())

@@ -14,7 +14,7 @@ from typing import Any
 from journal.contract import Journal
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.shard import Shard
-from kvstore.mvcc.store import SLICE, Steps
+from kvstore.mvcc.store import Steps
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.view import WriteView
 from kvstore.node import records
@@ -37,11 +37,25 @@ Reply = tuple[Operation, bytes | Exception]
 
 
 class Batch:
-    """What goes to the journal in one append, and whom to tell."""
+    """What goes to the journal in one append, and whom to tell.
 
-    __slots__ = ("items", "nbytes", "parts", "releases", "replies", "revision", "started_at")
+    `items` are its effects in order; those of a huge operation stand before them in `bulk`, in
+    parts.
+    """
+
+    __slots__ = (
+        "bulk",
+        "items",
+        "nbytes",
+        "parts",
+        "releases",
+        "replies",
+        "revision",
+        "started_at",
+    )
 
     def __init__(self) -> None:
+        self.bulk: Sequence[Sequence[Item]] = ()
         self.items: list[Item] = []
         self.parts: list[bytes] = []
         self.nbytes = 0
@@ -160,12 +174,12 @@ class Proposer:
         self, operation: Operation, draft: Draft
     ) -> Steps[tuple[bytes, list[bytes]]]:
         response = yield from operation.evaluate_steps(draft)
-        effects = draft.view.effects
-        if draft.stand_in is not None or len(effects) <= SLICE:
+        effects = draft.view.effect_parts
+        if draft.stand_in is not None or len(effects) == 1:
             return response, self._parts(draft)
         joined: list[bytes] = []
-        for at in range(0, len(effects), SLICE):
-            joined.append(b"".join([v.framed for _, v in effects[at : at + SLICE]]))
+        for part in effects:
+            joined.append(b"".join([version.framed for _, version in part]))
             yield
         head = records.transaction_head(draft.view.revision, sum(map(len, joined)))
         return response, [*map(records.record_part, draft.changes), head, *joined]
@@ -219,11 +233,12 @@ class Proposer:
             batch.items.append((None, change))
             if change.HasField("lease_grant"):
                 self._granted.add(change.lease_grant.id)
-        if draft.view.effects:
-            if batch.items:
-                batch.items.extend(draft.view.effects)
-            else:
-                batch.items = draft.view.effects  # type: ignore[assignment]
+        effects = draft.view.effect_parts
+        if effects[-1]:
+            if len(effects) > 1:
+                assert not batch.items, "a huge operation drains, so it is alone in its batch (R4)"
+                batch.bulk = effects[:-1]
+            batch.items.extend(effects[-1])
             batch.revision = draft.view.revision
         if draft.stand_in is not None:
             batch.items.append((None, draft.stand_in))
@@ -235,7 +250,7 @@ class Proposer:
         return True
 
     def _has_room(self, operation: Operation, draft: Draft, nbytes: int) -> bool:
-        for shard, version in draft.view.effects[:SLICE]:
+        for shard, version in draft.view.effects:
             if (
                 shard.budget_bytes
                 and version.number

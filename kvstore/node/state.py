@@ -72,13 +72,13 @@ class State:
         if change == "delete_range":
             key_range = record.delete_range
             high = None if key_range.range_end == b"\x00" else key_range.range_end
-            view = WriteView(store, {}, record.revision, now)
+            view = WriteView(store, {}, record.revision, now, one_pass=True)
             yield from view.delete_range_steps(key_range.key, high)
             yield from self._link_all(view)
         elif change == "lease_revoke":
             lease = self.lessor.get(record.lease_revoke)
             if lease is not None and record.revision:
-                view = WriteView(store, {}, record.revision, now)
+                view = WriteView(store, {}, record.revision, now, one_pass=True)
                 yield from delete_lease_keys_steps(view, lease.keys.parts())
                 yield from self._link_all(view)
             self.change(record, now)
@@ -96,10 +96,10 @@ class State:
             store.publish(record.revision)
 
     def _link_all(self, view: WriteView) -> Steps[None]:
-        for at, (shard, version) in enumerate(view.effects):
-            self.link(shard, version)
-            if at % SLICE == SLICE - 1:
-                yield
+        for part in view.effect_parts:
+            for shard, version in part:
+                self.link(shard, version)
+            yield
 
 
 def delete_lease_keys_steps(view: WriteView, parts: Iterator[list[bytes]]) -> Steps[int]:
