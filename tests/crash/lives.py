@@ -157,7 +157,13 @@ class Lives:
                             raise
 
     async def _compare_hash(self, client: wire.Client, revision: int) -> None:
-        answer = await client.hash_kv(revision)
+        try:
+            answer = await client.hash_kv(revision)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.OUT_OF_RANGE:
+                raise
+            self.faults.append(f"I3: revision {revision} was known and is now: {error.details()}")
+            return
         if answer.hash_revision not in (0, revision):
             self.faults.append(f"I5: asked for the hash of {revision}: {answer}")
         known = self.hashes.setdefault(revision, answer.hash)
