@@ -58,7 +58,7 @@ class NodeStats:
             is_leader=not failed,
             # This node took the lead once, when it started.
             leader_changes_total=1,
-            alarms=sorted({alarm_name(kind) for _, kind in state.alarms}),
+            alarms=sorted({alarm_name(kind) for _, kind in node.alarms()}),
             store=self._store(),
             watch=WatchStats(
                 streams=self._service.watch_streams,

@@ -26,7 +26,7 @@ def status(node: Node, headers: Headers) -> bytes:
         raftIndex=node.appender.tail,
         raftTerm=state.term,
         raftAppliedIndex=node.appender.tail,
-        errors=[_alarm_text(alarm) for alarm in sorted(state.alarms)],
+        errors=[_alarm_text(alarm) for alarm in node.alarms()],
         dbSizeInUse=state.store.live_size_bytes,
         storageVersion=STORAGE_VERSION,
         dbSizeQuota=node.options.quota_bytes,

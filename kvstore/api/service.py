@@ -291,7 +291,7 @@ class EtcdService:
         request = pb.AlarmRequest.FromString(call.request)
         kind, state = request.alarm, self._state
         if request.action == pb.AlarmRequest.GET:
-            found = [alarm for alarm in sorted(state.alarms) if kind in (pb.NONE, alarm[1])]
+            found = [alarm for alarm in self._node.alarms() if kind in (pb.NONE, alarm[1])]
             call.finish(maintenance.alarms(self._headers, self._store.revision, found))
             return
         active = request.action == pb.AlarmRequest.ACTIVATE

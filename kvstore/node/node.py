@@ -24,6 +24,7 @@ from kvstore.node.proposer import Proposer
 from kvstore.node.recovery import Recovery
 from kvstore.node.slicer import Slicer
 from kvstore.node.snapshotter import Snapshotter
+from kvstore.node.state import Alarm
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.watch.hub import Hub
 from partitioner.table import PartitionTable
@@ -34,6 +35,7 @@ TICK_S = 0.1
 EXPIRY_PERIOD_S = 0.5
 REVOKES_PER_PERIOD = 500
 DRAIN_S = 10.0
+SLOW_APPEND_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,22 @@ class Node:
 
     def _appended(self, seconds: float, nbytes: int, entries: int) -> None:
         self._journaled_bytes += nbytes
+        if seconds > SLOW_APPEND_S:
+            log.warning(
+                "the journal is slow",
+                extra={"fields": {"append-seconds": round(seconds, 3), "bytes": nbytes}},
+            )
+
+    def alarms(self) -> list[Alarm]:
+        """The active alarms, in order.
+
+        NOSPACE for a used-up quota is journaled and stays until it is disarmed, as in etcd. For
+        a full disk it is there as long as the journal has no room, and goes by itself.
+        """
+        active = set(self.state.alarms)
+        if self.proposer.disk_is_full:
+            active.add((self.state.member_id, pb.NOSPACE))
+        return sorted(active)
 
     def _is_capped(self) -> bool:
         return any(kind == pb.NOSPACE for _, kind in self.state.alarms)
@@ -177,6 +195,7 @@ class Node:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         now = self.now()
         self.proposer.expire(now)
+        self.proposer.look_for_room()
         if now >= self._next_expiry:
             self._next_expiry = now + EXPIRY_PERIOD_S
             for lease_id in self.state.lessor.due(now, REVOKES_PER_PERIOD):

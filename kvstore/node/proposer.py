@@ -92,6 +92,7 @@ class Proposer:
         self._proposing = False
         self._bytes = 0
         self.quota_bytes = 0
+        self.disk_is_full = False
         self.on_no_space: Callable[[], None] = lambda: None
         self.is_capped: Callable[[], bool] = lambda: False
         self.failed = 0
@@ -257,7 +258,13 @@ class Proposer:
                 and shard.size_bytes + version.size > shard.budget_bytes
             ):
                 return False
-        return self._journal.reserve(nbytes, urgent=operation.urgent)
+        self.disk_is_full = not self._journal.reserve(nbytes, urgent=operation.urgent)
+        return not self.disk_is_full
+
+    def look_for_room(self) -> None:
+        """Find out whether a disk that was full has room again, without waiting for a write."""
+        if self.disk_is_full:
+            self.disk_is_full = not self._journal.reserve(1)
 
     def _answer_behind(self, operation: Operation, outcome: bytes | Exception) -> None:
         """Answer when everything that the operation saw is committed (R3)."""
