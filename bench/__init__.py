@@ -1,0 +1,1 @@
+"""Measurements: jotd beside etcd and beside the bare transport, by the same load generator."""
