@@ -29,6 +29,8 @@ REQUEST_TIMEOUT_S = 7.0
 
 BYTES_IN_FLIGHT_MAX = 64 << 20
 OPERATIONS_WAITING_MAX = 50_000
+ROOM_BYTES = 4 << 20
+"""Journal space that ends a disk's being full: enough that it does not come and go."""
 
 Item = tuple[Shard | None, Any]
 """(shard, Version), or (None, Record) for a change without one."""
@@ -163,7 +165,7 @@ class Proposer:
         if self._bytes > BYTES_IN_FLIGHT_MAX:
             return TooManyRequests()
         if operation.cost_bytes:
-            if self.is_capped():
+            if self.disk_is_full or self.is_capped():
                 return NoSpace()
             size = self._state.store.size_bytes + self._bytes + operation.cost_bytes
             if self.quota_bytes and size > self.quota_bytes:
@@ -258,13 +260,15 @@ class Proposer:
                 and shard.size_bytes + version.size > shard.budget_bytes
             ):
                 return False
-        self.disk_is_full = not self._journal.reserve(nbytes, urgent=operation.urgent)
-        return not self.disk_is_full
+        if self._journal.reserve(nbytes, urgent=operation.urgent):
+            return True
+        self.disk_is_full = True
+        return False
 
     def look_for_room(self) -> None:
-        """Find out whether a disk that was full has room again, without waiting for a write."""
+        """Find out whether a disk that was full has room again: for more than one write."""
         if self.disk_is_full:
-            self.disk_is_full = not self._journal.reserve(1)
+            self.disk_is_full = not self._journal.reserve(ROOM_BYTES)
 
     def _answer_behind(self, operation: Operation, outcome: bytes | Exception) -> None:
         """Answer when everything that the operation saw is committed (R3)."""
