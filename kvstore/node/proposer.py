@@ -134,7 +134,7 @@ class Proposer:
             return
         refusal = self._refusal(operation)
         if refusal is not None:
-            operation.fail(refusal)
+            self._answer_behind(operation, refusal)
             return
         state = self._state
         base = self._open.revision or (self._flying[-1].revision if self._flying else 0)
