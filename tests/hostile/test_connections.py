@@ -228,10 +228,9 @@ def test_metadata_flood(jotd: peers.Process) -> None:
 
 
 def test_answers_that_nobody_reads(jotd: peers.Process) -> None:
-    """Big ranges asked for on connections that take nothing; the cost is bounded per call.
+    """Big ranges asked for on connections that take nothing: the answer and its copy on the way.
 
-    The same few answers are asked for on many connections. What they pin is at most one copy of
-    an answer each, and it goes when the connection goes.
+    They go when the connection goes. (A list that shall cost less is streamed; see RangeStream.)
     """
     size = 4 * MIB
     connections_max = 40
@@ -249,9 +248,12 @@ def test_answers_that_nobody_reads(jotd: peers.Process) -> None:
                 await connection.send(http2.call(1, RANGE, message))
                 connections.append(connection)
             await asyncio.sleep(1)
-            assert resident_bytes(jotd) - before < 2 * size * connections_max
+            assert resident_bytes(jotd) - before < 3 * size * connections_max
             for connection in connections:
                 connection.close()
+            async with asyncio.timeout(20):
+                while resident_bytes(jotd) - before > size * connections_max // 2:
+                    await asyncio.sleep(0.1)
             await client.delete(b"big/", b"big0")
 
     asyncio.run(run())
