@@ -199,9 +199,9 @@ def range_stream_request(s: Source) -> rpc.RangeRequest:
         request.sort_order = request.sort_target = 0
         request.min_mod_revision = request.max_mod_revision = 0
         request.min_create_revision = request.max_create_revision = 0
-    if request.sort_target and not request.sort_order and not 0 < request.limit <= 10:
-        # Above ten keys etcd repeats some here: see README.md of this directory.
-        request.limit = 7
+    if not request.sort_order:
+        # etcd sorts each chunk by itself then, and repeats keys: see README.md of this directory.
+        request.sort_target = 0
     return request
 
 

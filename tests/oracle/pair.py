@@ -52,6 +52,8 @@ class Pair:
         self.revision = 1
         self.compacted = -1
         self.base = 1
+        #: Every revision that a compaction succeeded at.
+        self.compactions: set[int] = set()
         self.in_step = False
         self.log: list[str] = []
         self._slots: list[tuple[int, int]] = []
@@ -69,6 +71,7 @@ class Pair:
         self.left, self.right = Client(left), Client(right)
         self.revision, self.compacted, self.base = 1, -1, 1
         self._slots, self._granted = [], set()
+        self.compactions = set()
         self.log = []
         self.in_step = True
 
@@ -219,6 +222,7 @@ class Pair:
             self.revision = max(self.revision, answer.message.header.revision)
         if method == "KV.Compact":
             self.compacted = request.revision
+            self.compactions.add(request.revision)
         elif method == "Lease.LeaseGrant":
             self._granted.add(request.ID)
         elif method == "Lease.LeaseRevoke":
