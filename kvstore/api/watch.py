@@ -62,6 +62,8 @@ class WatchStream:
         self._fragment_bytes = fragment_bytes
         self._on_closed = on_closed
         self._watchers: dict[int, Watcher] = {}
+        # Ids of watches that compaction cancelled: as in etcd taken until the client cancels too.
+        self._overtaken: set[int] = set()
         self._next_id = 0
         self._due: deque[Watcher] = deque()
         self._pumping = False
@@ -124,14 +126,14 @@ class WatchStream:
             return
         watch_id = request.watch_id
         if watch_id == 0:
-            while self._next_id in self._watchers:
+            while self._is_taken(self._next_id):
                 self._next_id += 1
             watch_id = self._next_id
             self._next_id += 1
-        elif watch_id in self._watchers:
+        elif self._is_taken(watch_id):
             self._refuse(DUPLICATE_ID_REASON)
             return
-        if len(self._watchers) >= WATCHERS_PER_STREAM_MAX:
+        if len(self._watchers) + len(self._overtaken) >= WATCHERS_PER_STREAM_MAX:
             self._refuse(errors.TOO_MANY_REQUESTS.message)
             return
         filters = request.filters
@@ -153,11 +155,18 @@ class WatchStream:
         low, high = bounds(key, end)
         self._hub.add(watcher, low, high, single=not end)
 
+    def _is_taken(self, watch_id: int) -> bool:
+        return watch_id in self._watchers or watch_id in self._overtaken
+
     def _cancel(self, watch_id: int) -> None:
         watcher = self._watchers.pop(watch_id, None)
         if watcher is not None:
             self._hub.remove(watcher)
-            self._control(watch_id, b"\x20\x01")
+        elif watch_id in self._overtaken:
+            self._overtaken.discard(watch_id)
+        else:
+            return
+        self._control(watch_id, b"\x20\x01")
 
     def _refuse(self, reason: str) -> None:
         text = reason.encode()
@@ -226,6 +235,7 @@ class WatchStream:
     def _cancel_compacted(self, watcher: Watcher) -> None:
         """The watcher was overtaken by compaction (I4). etcd's header has no revision here."""
         del self._watchers[watcher.id]
+        self._overtaken.add(watcher.id)
         self._hub.remove(watcher)
         self._stream.send(
             b"%b%b\x20\x01\x28%b"
