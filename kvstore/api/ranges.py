@@ -138,23 +138,32 @@ def range_steps(reader: Reader, request: pb.RangeRequest, head: bytes) -> Steps[
     low, high = bounds(request.key, request.range_end)
     revision = max(request.revision, 0)
     answer = KeyValues(request, head)
+    if not request.range_end and not revision:
+        return _single(reader.live(request.key), request, answer)
     if request.count_only:
         return answer.finish(False, (yield from reader.count_steps(low, high, revision)))
     limit = max(request.limit, 0)
     first_come = checks.is_default_order(request) and not checks.has_revision_filters(request)
     if not (first_come and request.sort_target == pb.RangeRequest.KEY):
         return (yield from _sorted_steps(reader, request, first_come, answer))
-    if not request.range_end and not revision:
-        version = reader.live(request.key)
-        if version is None:
-            return head
-        answer.add([version])
-        return answer.finish(False, 1)
     count = yield from reader.range_steps(low, high, revision, limit, answer.add)
     total = count
     if limit and count >= limit:
         total = yield from reader.count_steps(low, high, revision)
     return answer.finish(total > count, total)
+
+
+def _single(version: Version | None, request: pb.RangeRequest, answer: KeyValues) -> bytes:
+    """The answer of one key at the newest revision, which may be in flight (R4).
+
+    Whatever else is asked for, it has to come from `Reader.live`: ranges see no overlay.
+    """
+    if version is None:
+        return answer.finish(False, 0)
+    wanted = _filter(request)
+    if not request.count_only and (wanted is None or wanted(version)):
+        answer.add([version])
+    return answer.finish(False, 1)
 
 
 _SORT_KEYS: dict[int, Callable[[Version], Any]] = {
