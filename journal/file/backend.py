@@ -127,12 +127,13 @@ class FileJournal:
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
         headroom_bytes: int | None = None,
         max_batch_bytes: int = 32 << 20,
-        retry_s: float = 1.0,
+        tick_s: float = 1.0,
         disk: Disk | None = None,
     ) -> None:
         """`segment_bytes`: preallocated size of a segment file; a larger batch gets its own.
         `headroom_bytes`: what `reserve` keeps for urgent writes (default: 16 MiB, at most a quarter
-        of a segment). `retry_s`: how often a spare segment is tried for when there was no room.
+        of a segment). `tick_s`: how often the housekeeper looks whether a spare segment can be had
+        where there was no room, and how far the journal has come.
         `disk`: the system calls, for tests.
         """
         if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % 512:
@@ -155,7 +156,7 @@ class FileJournal:
             self._disk, self.directory / SNAPSHOT_DIR, self._snapshot_pool
         )
         self.snapshots: SnapshotStore = self._snapshots
-        self._retry_s = retry_s
+        self._tick_s = tick_s
         self._state = "new"
         self._lock: DirectoryLock | None = None
         self._followers: set[asyncio.Event] = set()
@@ -165,6 +166,8 @@ class FileJournal:
         """Taken by appends that are under way."""
         self._budget = 0
         """What `reserve` may still give away, not urgent, before it has to look again."""
+        self._no_room = False
+        """The last try for a spare segment found none."""
         self._appends = 0
         self._appended_bytes = 0
         self._conflicts = 0
@@ -186,16 +189,18 @@ class FileJournal:
         except BaseException:
             self._abandon()
             raise
-        self._housekeeper = _Worker("journal-housekeeper", self._keep_spare, self._retry_s)
+        self._no_room = not self._log.spare.ready
+        self._housekeeper = _Worker("journal-housekeeper", self._keep_house, self._tick_s)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="journal-reader")
         self._state = "open"
         return opened
 
     def _open(self) -> Opened:
         directory = self.directory
-        if not directory.exists():
-            directory.mkdir(0o750, parents=True)
-            self._disk.sync_dir(directory.parent)
+        for path in (*reversed(directory.parents), directory):
+            if not path.exists():
+                path.mkdir(0o750)
+                self._disk.sync_dir(path.parent)
         self._lock = DirectoryLock(directory)
         opened = self._log.open(self._progress_in_thread)
         self._snapshots.open(opened.identity)
@@ -303,7 +308,7 @@ class FileJournal:
         if not future.done():
             future.set_result(result.sequence)
         if result.rolled and self._state == "open":
-            self._housekeeper.put(self._after_roll)
+            self._housekeeper.put(self._keep_house)
         if self.on_write is not None:
             self.on_write(result.write_seconds)
         if self.on_sync is not None:
@@ -311,12 +316,12 @@ class FileJournal:
         if self._followers:
             self._wake_followers()
 
-    def _after_roll(self) -> None:
-        self._keep(self._log.keep_spare)
+    def _keep_house(self) -> None:
+        self._keep(self._prepare_spare)
         self._keep(self._log.note_tail)
 
-    def _keep_spare(self) -> None:
-        self._keep(self._log.keep_spare)
+    def _prepare_spare(self) -> None:
+        self._no_room = not self._log.keep_spare()
 
     def _keep(self, work: Callable[[], object]) -> None:
         """Do something for the future; a failure of it shows in the calls that follow."""
@@ -346,11 +351,25 @@ class FileJournal:
         room = max(log.left, spare.size - DATA_AT if spare.ready else 0)
         self._budget = room - self.headroom_bytes - taken
         need = taken + own + (0 if urgent else self.headroom_bytes)
-        if need > room and not self._fits_own_segment(need):
+        if need > room and not self._fits_own_segment(need) and not self._spare_comes(need):
             return False
         self._budget -= own
         self._reserved += own
         return True
+
+    def _spare_comes(self, need: int) -> bool:
+        """The spare segment is not ready because it is being made: a burst of writes is quicker.
+
+        An append that gets there first makes it itself; should there be no room after all, it
+        says NoSpace. To refuse here would tell clients that a disk is full which is not.
+        """
+        spare = self._log.spare
+        if spare.ready or self._no_room or need > spare.size - DATA_AT:
+            return False
+        try:
+            return self._disk.free_bytes(self.directory) >= 2 * spare.size
+        except OSError:
+            return False
 
     def _fits_own_segment(self, need: int) -> bool:
         """More than any segment holds: nothing is allocated for that, so this is an estimate."""

@@ -7,7 +7,7 @@ from starting), each with a generation; the newer one counts. It holds
 - the oldest sequence kept, written *before* a trim removes files: what is older and still
   there is rubbish, what should be there and is not has been lost;
 - a sequence that is known to be durable: a journal that ends below it has lost data. It is
-  brought up to date with every new segment and at open and close;
+  brought up to date with every new segment, every second or so, and at open and close;
 - whether the journal was closed properly, in which case it must end exactly there, and
   what looks like a torn frame is damage.
 """

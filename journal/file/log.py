@@ -89,7 +89,6 @@ class Log:
             clean=False,
         )
         identity = self._identity = control.identity
-        self._control = control
         self.seed = seed_of(identity)
         if found.segments:
             self._fd = disk.open(found.segments[-1].path, os.O_RDWR)
@@ -102,6 +101,8 @@ class Log:
             self.spare.prepare()
         except NoSpace as error:
             _log.warning("%s", error)
+        # Last of all: `close` writes where the journal ends only if that is known.
+        self._control = control
         return Opened(identity, found.tail, control.oldest)
 
     @property
@@ -228,7 +229,9 @@ class Log:
     def note_tail(self) -> None:
         """Let the control file know how far the journal reaches. Poisoned."""
         view = self.view
-        self._store_control(view.oldest, view.tail, clean=False)
+        assert self._control is not None
+        if view.tail != self._control.known_tail:
+            self._store_control(view.oldest, view.tail, clean=False)
 
     def trim(self, before: int) -> None:
         """Remove the segments that have only entries below `before`. Poisoned."""

@@ -15,8 +15,9 @@ segment stops at the first position without a valid frame. There,
    segment got its name), below the control file's known tail, and after a proper close.
 
 What this cannot see: that the very last frame was acknowledged and then lost as whole sectors
-(or as all of its end), in a process that did not get to close the journal. That looks
-exactly like a crash in the middle of the write.
+(or as all of its end), in a process that did not get to close the journal or, within about a
+second, to note the tail in the control file. That looks exactly like a crash in the middle of
+the write.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from journal.contract import Corrupt, JournalError, NoSpace, SnapshotInfo, SnapshotWriter
 from journal.file.blocks import RESTORE, SECTOR, pack_block, unpack_block
@@ -29,6 +30,8 @@ from journal.file.frames import (
 )
 from journal.file.spare import no_space
 from journal.naming import check_snapshot_name
+
+_T = TypeVar("_T")
 
 MAGIC = b"JOTDSNP\0"
 SUFFIX = ".snap"
@@ -283,8 +286,24 @@ class FileSnapshots:
             raise
         self.sizes[name] = size
 
+    async def _call(self, work: Callable[..., _T], *args: object) -> _T:
+        """In a thread, with what the operating system says as a JournalError."""
+        future = asyncio.get_running_loop().run_in_executor(self._check(), work, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread uses what the caller is about to close.
+            await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()
+            raise
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise JournalError(f"snapshots in {self._directory}: {error}") from error
+
     async def list(self) -> list[SnapshotInfo]:
-        infos = await asyncio.get_running_loop().run_in_executor(self._check(), self._scan)
+        infos = await self._call(self._scan)
         return sorted(infos, key=lambda info: info.name)
 
     def _scan(self) -> Sequence[SnapshotInfo]:
@@ -298,31 +317,20 @@ class FileSnapshots:
 
     async def read(self, name: str) -> AsyncIterator[bytes]:
         path = self._directory / (check_snapshot_name(name) + SUFFIX)
-        pool = self._check()
-        loop = asyncio.get_running_loop()
         try:
-            reader = await loop.run_in_executor(
-                pool, SnapshotReader, self._disk, path, self._identity
-            )
+            reader = await self._call(SnapshotReader, self._disk, path, self._identity)
         except FileNotFoundError:
             raise KeyError(name) from None
-        step: asyncio.Future[list[bytes]] | None = None
         try:
-            while True:
-                step = loop.run_in_executor(pool, reader.step)
-                chunks = await asyncio.shield(step)
-                if not chunks:
-                    return
+            while chunks := await self._call(reader.step):
                 for chunk in chunks:
                     yield chunk
         finally:
-            if step is not None and not step.done():
-                await asyncio.wait([step])
             reader.close()
 
     async def delete(self, name: str) -> None:
         path = self._directory / (check_snapshot_name(name) + SUFFIX)
-        await asyncio.get_running_loop().run_in_executor(self._check(), self._delete, path)
+        await self._call(self._delete, path)
         self.sizes.pop(name, None)
 
     def _delete(self, path: Path) -> None:

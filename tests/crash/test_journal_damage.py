@@ -351,6 +351,31 @@ def test_what_cannot_be_told_apart(image: Image) -> None:
         assert payloads == PAYLOADS[:-1]
 
 
+def test_a_tear_before_a_noted_tail_is_damage(tmp_path: Path) -> None:
+    """The housekeeper notes the tail now and then, which leaves that gap about a second."""
+
+    async def live() -> None:
+        journal = FileJournal(tmp_path, segment_bytes=SEGMENT_BYTES, tick_s=0.01)
+        await journal.open()
+        for tail, data in enumerate(PAYLOADS):
+            await journal.append([data], tail)
+        while load_control(DISK, tmp_path).known_tail < len(PAYLOADS):
+            await asyncio.sleep(0.01)
+        image = Image(tmp_path)
+        await journal.close()
+        image.restore()
+
+    asyncio.run(live())
+    image = Image(tmp_path)
+    name = image.segments[-1]
+    start, end = frames_in(image, name)[-1]
+    data = image.files[name]
+    for lost in (start, (start + end) // 2, end - 1):
+        (tmp_path / name).write_bytes(data[:lost] + bytes(len(data) - lost))
+        with pytest.raises(Corrupt, match="had reached 24"):
+            recover(tmp_path)
+
+
 def test_the_first_frame_of_a_segment_cannot_be_torn(tmp_path: Path) -> None:
     """It was synced before the segment got its name; so losing it is damage, never a tail."""
     image = build(tmp_path, PAYLOADS[:1])

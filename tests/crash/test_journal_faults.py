@@ -7,22 +7,43 @@ nothing may look like damage (I10).
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
 
 from journal.contract import Corrupt, JournalError, NoSpace, Poisoned
+from journal.file.disk import Disk
 from tests.unit.journal.disks import CrashDisk, FaultyDisk, TracedDisk
 from tests.unit.journal.workload import Life, check, live, make, payload
 
 
-def _crash(directory: Path, crash_at: int, seed: int, ignored: frozenset[str]) -> Life | None:
-    """One life that ends with a crash at that call, and what was there before; None: no crash."""
+class Former:
+    """What happened before: nothing, or (`old`) a life that ended with a proper close."""
+
+    def __init__(self, directory: Path, old: bool) -> None:
+        self._home = directory / "former"
+        self._home.mkdir()
+        self._life = Life()
+        if old:
+            asyncio.run(live(self._home, Disk(), self._life))
+            assert not self._life.errors
+
+    def begin(self, home: Path) -> Life:
+        """Put it into `home`; what the world knows of it."""
+        shutil.copytree(self._home, home)
+        return copy.deepcopy(self._life)
+
+
+def _crash(
+    directory: Path, crash_at: int, seed: int, ignored: frozenset[str], former: Former
+) -> Life | None:
+    """A life that ends with a crash at that call: what the world was told. None: no crash."""
     home, attic = directory / "journal", directory / "attic"
-    home.mkdir(parents=True)
-    attic.mkdir()
-    life = Life()
+    attic.mkdir(parents=True)
+    life = former.begin(home)
     disk = CrashDisk(crash_at, seed, attic, ignored)
     asyncio.run(live(home, disk, life))
     if not disk.crashed:
@@ -31,13 +52,18 @@ def _crash(directory: Path, crash_at: int, seed: int, ignored: frozenset[str]) -
     return life
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_crash_at_any_call_loses_nothing_acknowledged(tmp_path: Path, seed: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True], ids=["new journal", "old journal"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_crash_at_any_call_loses_nothing_acknowledged(
+    tmp_path: Path, seed: int, old: bool
+) -> None:
+    former = Former(tmp_path, old)
     crash_at = 0
     while True:
         crash_at += 1
         directory = tmp_path / str(crash_at)
-        life = _crash(directory, crash_at, seed * 1000 + crash_at, frozenset())
+        life = _crash(directory, crash_at, seed * 1000 + crash_at, frozenset(), former)
         if life is None:
             break
         asyncio.run(check(directory / "journal", life))
@@ -49,9 +75,10 @@ def test_a_crash_at_any_call_loses_nothing_acknowledged(tmp_path: Path, seed: in
 @pytest.mark.parametrize("ignored", [{"datasync"}, {"sync"}, {"sync_dir"}])
 def test_without_a_sync_a_crash_is_noticed(tmp_path: Path, ignored: set[str]) -> None:
     """Negative control: the test above must be able to fail."""
+    former = Former(tmp_path, old=False)
     for crash_at in range(20, 400, 7):
         directory = tmp_path / str(crash_at)
-        life = _crash(directory, crash_at, crash_at, frozenset(ignored))
+        life = _crash(directory, crash_at, crash_at, frozenset(ignored), former)
         if life is None:
             break
         try:
@@ -61,15 +88,18 @@ def test_without_a_sync_a_crash_is_noticed(tmp_path: Path, ignored: set[str]) ->
     pytest.fail(f"a disk that ignores {ignored} lost nothing")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True], ids=["new journal", "old journal"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
-def test_one_failing_call_anywhere(tmp_path: Path, error: int) -> None:
+def test_one_failing_call_anywhere(tmp_path: Path, error: int, old: bool) -> None:
     """A failed call is not retried when it was a write or sync, and never costs what was told."""
     poisoned = refused = 0
     healthy = FaultyDisk()
-    asyncio.run(live(tmp_path / "healthy", healthy, Life()))
+    former = Former(tmp_path, old)
+    asyncio.run(live(tmp_path / "healthy", healthy, former.begin(tmp_path / "healthy")))
     for at in range(1, len(healthy.calls) + 1):
         directory = tmp_path / str(at)
-        life = Life()
+        life = former.begin(directory)
         disk = FaultyDisk(lambda name, number, at=at: number == at and name != "close", error)
         asyncio.run(live(directory, disk, life))
         poisoned += any(isinstance(e, Poisoned) for e in life.errors)

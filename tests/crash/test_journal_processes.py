@@ -135,7 +135,7 @@ def test_a_really_full_disk_refuses_and_recovers(small_disk: Path) -> None:
 
     async def scenario() -> None:
         directory = small_disk / "journal"
-        journal = FileJournal(directory, segment_bytes=64 << 10, retry_s=0.01)
+        journal = FileJournal(directory, segment_bytes=64 << 10, tick_s=0.01)
         await journal.open()
         ballast = small_disk / "ballast"
         ballast.write_bytes(bytes(400 << 10))
@@ -159,7 +159,7 @@ def test_a_really_full_disk_refuses_and_recovers(small_disk: Path) -> None:
         # Full, but alive: reading works, and so does a restart.
         assert sum([len(step) async for step in journal.read(0)]) == tail
         await journal.close()
-        journal = FileJournal(directory, segment_bytes=64 << 10, retry_s=0.01)
+        journal = FileJournal(directory, segment_bytes=64 << 10, tick_s=0.01)
         assert (await journal.open()).tail == tail
         assert not journal.reserve(len(chunk))
         with pytest.raises(NoSpace):
@@ -188,7 +188,7 @@ def test_a_full_disk_from_the_start(small_disk: Path) -> None:
 
     async def scenario() -> None:
         os.truncate(filler, (1 << 20) - (64 << 10))
-        journal = FileJournal(small_disk / "journal", segment_bytes=64 << 10, retry_s=0.01)
+        journal = FileJournal(small_disk / "journal", segment_bytes=64 << 10, tick_s=0.01)
         assert (await journal.open()).tail == 0
         assert not journal.reserve(10)
         with pytest.raises(NoSpace):

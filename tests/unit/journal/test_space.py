@@ -34,8 +34,8 @@ class FullDisk(FaultyDisk):
         return 0 if self.full else super().free_bytes(path)
 
 
-def make(directory: Path, disk: FaultyDisk | TracedDisk, retry_s: float = 0.01) -> FileJournal:
-    return FileJournal(directory, segment_bytes=SEGMENT_BYTES, disk=disk, retry_s=retry_s)
+def make(directory: Path, disk: FaultyDisk | TracedDisk, tick_s: float = 0.01) -> FileJournal:
+    return FileJournal(directory, segment_bytes=SEGMENT_BYTES, disk=disk, tick_s=tick_s)
 
 
 async def fill_up(journal: FileJournal, disk: FullDisk) -> int:
@@ -150,7 +150,7 @@ def test_a_spare_is_tried_for_at_a_bounded_pace(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         disk = FullDisk()
-        journal = make(tmp_path, disk, retry_s=3600)
+        journal = make(tmp_path, disk, tick_s=3600)
         await journal.open()
         await fill_up(journal, disk)
         await journal.trim(1)  # behind the housekeeper's own attempt
@@ -197,7 +197,7 @@ def test_the_spare_is_not_touched_between_its_use_and_its_renaming(tmp_path: Pat
 
     async def scenario() -> None:
         disk = SlowRename()
-        journal = make(tmp_path, disk, retry_s=0.001)
+        journal = make(tmp_path, disk, tick_s=0.001)
         await journal.open()
         append = asyncio.ensure_future(journal.append([b"precious"], 0))
         await asyncio.to_thread(disk.reached.wait, 60)

@@ -35,7 +35,7 @@ class Life:
 
 
 def make(directory: Path, disk: Disk | None = None) -> FileJournal:
-    return FileJournal(directory, segment_bytes=SEGMENT_BYTES, disk=disk, retry_s=3600)
+    return FileJournal(directory, segment_bytes=SEGMENT_BYTES, disk=disk, tick_s=3600)
 
 
 async def live(directory: Path, disk: Disk, life: Life) -> None:
