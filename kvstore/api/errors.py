@@ -38,6 +38,8 @@ REQUEST_TOO_LARGE = ApiError(Code.INVALID_ARGUMENT, "etcdserver: request is too 
 TOO_MANY_REQUESTS = ApiError(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 STOPPED = ApiError(Code.UNAVAILABLE, "etcdserver: server stopped")
 TIMEOUT = ApiError(Code.UNAVAILABLE, "etcdserver: request timed out")
+# Ours: of an action that does not exist etcd dies.
+INVALID_ALARM_ACTION = ApiError(Code.INVALID_ARGUMENT, "etcdserver: invalid alarm action")
 CORRUPT = ApiError(Code.DATA_LOSS, "etcdserver: corrupt cluster")
 STREAM_SORT = ApiError(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
 STREAM_FILTERS = ApiError(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
@@ -57,6 +59,7 @@ _BY_TYPE: dict[type[BaseException], ApiError] = {
     store_errors.KeyNotFound: KEY_NOT_FOUND,
     node_errors.NoSpace: NO_SPACE,
     node_errors.TooManyRequests: TOO_MANY_REQUESTS,
+    node_errors.RequestTooLarge: REQUEST_TOO_LARGE,
     node_errors.RequestTimeout: TIMEOUT,
     node_errors.Stopped: STOPPED,
     node_errors.CorruptAlarm: CORRUPT,

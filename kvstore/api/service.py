@@ -17,16 +17,10 @@ from google.protobuf.message import DecodeError
 from kvstore.api import checks, errors, leases, maintenance
 from kvstore.api.headers import Headers
 from kvstore.api.range_stream import RangeStream
-from kvstore.api.ranges import StoreReader, range_steps
+from kvstore.api.ranges import StoreReader, is_plain_get, range_steps
+from kvstore.api.txn import Planner, ReadContext, TxnOperation, txn_steps
 from kvstore.api.watch import WatchStream
-from kvstore.api.writes import (
-    DeleteOperation,
-    PutOperation,
-    ReadContext,
-    TxnOperation,
-    is_read_only,
-    txn_steps,
-)
+from kvstore.api.writes import DeleteOperation, PutOperation
 from kvstore.lease.lessor import effective_ttl_s
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.store import Steps
@@ -184,6 +178,12 @@ class EtcdService:
         request = pb.RangeRequest.FromString(call.request)
         checks.check_range(request)
         self.ranges += 1
+        if not request.range_end and is_plain_get(request):
+            store = self._store
+            version = store.get(request.key, store.revision)
+            header = self._headers.at(store.revision)
+            call.finish(header if version is None else b"%b%b\x20\x01" % (header, version.framed))
+            return
         revision = self._store.read_revision(request.revision)
         reader = StoreReader(self._store, self._node.now())
         job = range_steps(reader, request, self._headers.at(reader.read_revision))
@@ -206,15 +206,15 @@ class EtcdService:
 
     def _txn(self, call: Call) -> None:
         request = pb.TxnRequest.FromString(call.request)
-        checks.check_txn(request, self._options.txn_ops_max)
+        plan = Planner(self._options.txn_ops_max).plan(request)
         self.txns += 1
-        if is_read_only(request):
+        if plan.read_only:
             context = ReadContext(self._store, self._node.now())
-            job = txn_steps(context, request, self._headers)
+            job = txn_steps(context, plan, self._headers)
             self._run(call, self._pinned(max(self._store.compact_revision, 0), job))
             return
         checks.check_size(call.request, self._options.request_bytes_max)
-        self._node.submit(TxnOperation(call, self._headers, request))
+        self._node.submit(TxnOperation(call, self._headers, plan))
 
     def _compact(self, call: Call) -> None:
         request = pb.CompactionRequest.FromString(call.request)
@@ -294,6 +294,8 @@ class EtcdService:
             found = [alarm for alarm in self._node.alarms() if kind in (pb.NONE, alarm[1])]
             call.finish(maintenance.alarms(self._headers, self._store.revision, found))
             return
+        if request.action not in (pb.AlarmRequest.ACTIVATE, pb.AlarmRequest.DEACTIVATE):
+            raise errors.INVALID_ALARM_ACTION
         active = request.action == pb.AlarmRequest.ACTIVATE
         alarm = (request.memberID, int(kind))
         if kind == pb.NONE or (not active and alarm not in state.alarms):
