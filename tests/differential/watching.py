@@ -181,9 +181,18 @@ class Watched:
                 raise Divergence(f"{error}\n{self.story()}") from None
 
     def compare(self) -> None:
+        self._forgive()
         found = differences(self.left.told, self.right.told)
         if found:
             self.pair.diverged([*found[:20], self.story()])
+
+    def _forgive(self) -> None:
+        """At the compacted revision etcd has no previous value any more; `test_deviations`."""
+        for watch_id, story in self.left.told.items():
+            for one, other in zip(story, self.right.told.get(watch_id, ()), strict=False):
+                kv = one.get("kv", {})
+                if 0 < kv.get("mod_revision", 0) <= self.pair.compacted and "prev_kv" not in one:
+                    other.pop("prev_kv", None)
 
     def story(self) -> str:
         return "on the stream:\n" + "\n".join(self.sent) + "\n" + self.pair.story()
@@ -268,7 +277,10 @@ def settle(watched: Watched) -> None:
     """Reads until both sides have told equally much, or nothing comes any more."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        if not differences(watched.left.told, watched.right.told):
+        left, right = watched.left.told, watched.right.told
+        if {n: len(story) for n, story in left.items()} == {
+            n: len(story) for n, story in right.items()
+        }:
             return
         for seen in (watched.left, watched.right):
             seen.read(0.05)
