@@ -30,6 +30,19 @@ def bounds(key: bytes, range_end: bytes) -> Bounds:
     return key, None if range_end == b"\x00" else range_end
 
 
+def is_plain_get(request: pb.RangeRequest) -> bool:
+    """Whether a request for a single key wants it as it is now, and whole.
+
+    Such a request is answered by the stored bytes. Its order and its limit say nothing.
+    """
+    return not (
+        request.revision > 0
+        or request.keys_only
+        or request.count_only
+        or checks.has_revision_filters(request)
+    )
+
+
 class Reader(Protocol):
     """State that ranges are read from: a store at a revision, or a transaction's view."""
 

@@ -10,20 +10,26 @@ from __future__ import annotations
 from kvstore.pb.kv_pb2 import KeyValue
 
 _MASK64 = (1 << 64) - 1
-_SHORT = tuple(bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000))
+_LAST = tuple(
+    bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000)
+)
+_MORE = tuple(bytes((n & 0x7F | 0x80, n >> 7 | 0x80)) for n in range(0x4000))
+"""Fourteen bits as the end of a varint, and as a part that is not its end."""
 
 
 def varint(number: int) -> bytes:
     """A base-128 varint; negative numbers as their 64-bit two's complement."""
     if 0 <= number < 0x4000:
-        return _SHORT[number]
+        return _LAST[number]
+    if 0 <= number < 0x1000_0000:
+        return _MORE[number & 0x3FFF] + _LAST[number >> 14]
     number &= _MASK64
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    parts = []
+    while number >= 0x4000:
+        parts.append(_MORE[number & 0x3FFF])
+        number >>= 14
+    parts.append(_LAST[number])
+    return b"".join(parts)
 
 
 def field_varint(tag: bytes, number: int) -> bytes:
@@ -43,17 +49,17 @@ def encode_key_value(
 
     A deletion has version and create_revision 0 (etcd's tombstone: key and mod_revision only).
     """
-    size = len(key)
-    body = b"\x0a%b%b" % (varint(size), key)
     if version:
-        body = b"%b\x10%b\x18%b\x20%b" % (
-            body,
-            varint(create_revision),
-            varint(mod_revision),
+        mod = varint(mod_revision)
+        body = b"\x0a%b%b\x10%b\x18%b\x20%b" % (
+            varint(len(key)),
+            key,
+            mod if create_revision == mod_revision else varint(create_revision),
+            mod,
             varint(version),
         )
     else:
-        body = b"%b\x18%b" % (body, varint(mod_revision))
+        body = b"\x0a%b%b\x18%b" % (varint(len(key)), key, varint(mod_revision))
     if value:
         body = b"%b\x2a%b%b" % (body, varint(len(value)), value)
     if lease:

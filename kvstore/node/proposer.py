@@ -7,27 +7,39 @@ answered behind the newest of them (R3), whether it changed anything or failed.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from journal.contract import Journal
+from journal.contract import Journal, JournalError
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.shard import Shard
 from kvstore.mvcc.store import Steps
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.view import WriteView
 from kvstore.node import records
-from kvstore.node.errors import NodeError, NoSpace, RequestTimeout, Stopped, TooManyRequests
+from kvstore.node.errors import (
+    NodeError,
+    NoSpace,
+    RequestTimeout,
+    RequestTooLarge,
+    Stopped,
+    TooManyRequests,
+)
 from kvstore.node.operation import Draft, Operation
 from kvstore.node.slicer import Slicer
 from kvstore.node.state import State
 from kvstore.pb import record_pb2
 
+log = logging.getLogger(__name__)
+
 REQUEST_TIMEOUT_S = 7.0
 """etcd's server-side limit: 5 s plus two election timeouts."""
 
 BYTES_IN_FLIGHT_MAX = 64 << 20
+"""Bound on requests that wait, records that are in flight, and answers that wait for them (I8)."""
+
 OPERATIONS_WAITING_MAX = 50_000
 ROOM_BYTES = 4 << 20
 """Journal space that ends a disk's being full: enough that it does not come and go."""
@@ -52,6 +64,7 @@ class Batch:
         "parts",
         "releases",
         "replies",
+        "reply_bytes",
         "revision",
         "started_at",
     )
@@ -62,6 +75,7 @@ class Batch:
         self.parts: list[bytes] = []
         self.nbytes = 0
         self.replies: list[Reply] = []
+        self.reply_bytes = 0
         self.revision = 0
         self.started_at = 0.0
         self.releases = False
@@ -89,14 +103,19 @@ class Proposer:
         self._flying: deque[Batch] = deque()
         self._queue: deque[Operation] = deque()
         self._held = False
+        self._full = False
         self._stopped = False
         self._draining = False
         self._proposing = False
+        self._batch_bytes_max = journal.max_batch_bytes
         self._bytes = 0
+        self._queued_bytes = 0
+        self._store_bytes = state.store.size_bytes
         self.quota_bytes = 0
         self.disk_is_full = False
         self.on_no_space: Callable[[], None] = lambda: None
         self.is_capped: Callable[[], bool] = lambda: False
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
         self.failed = 0
 
     # -- intake ----------------------------------------------------------------------------
@@ -118,16 +137,25 @@ class Proposer:
 
     def submit(self, operation: Operation) -> None:
         """Take an operation in; it is answered now or later, once."""
+        operation.submitted_at = self._now()
         if self._stopped:
             operation.fail(Stopped())
-        elif self._queue or self._held or (operation.drains and self._pending):
-            if len(self._queue) >= OPERATIONS_WAITING_MAX:
+        elif self._queue or self._held or self._full or (operation.drains and self._pending):
+            if (
+                len(self._queue) >= OPERATIONS_WAITING_MAX
+                or self._bytes + self._queued_bytes > BYTES_IN_FLIGHT_MAX
+            ):
                 operation.fail(TooManyRequests())
                 return
-            operation.submitted_at = self._now()
+            self._queued_bytes += operation.nbytes
             self._queue.append(operation)
         else:
             self._propose(operation)
+
+    def _next(self) -> Operation:
+        operation = self._queue.popleft()
+        self._queued_bytes -= operation.nbytes
+        return operation
 
     def _propose(self, operation: Operation) -> None:
         if operation.cancelled:
@@ -153,11 +181,23 @@ class Proposer:
         except (StoreError, NodeError) as error:
             self._answer_behind(operation, error)
             return
+        except Exception as error:
+            # Nothing of it stands (R4): one request is lost, not what waits behind it.
+            log.exception("a request could not be evaluated")
+            self._answer_behind(operation, error)
+            return
         if not view.effects and not draft.changes:
             self._answer_behind(operation, response)
             return
         parts = self._parts(draft)
-        if self._accept(operation, draft, parts, response):
+        nbytes = sum(map(len, parts))
+        if self._open.parts and self._open.nbytes + nbytes > self._batch_bytes_max:
+            # Evaluated anew when the open batch has gone.
+            self._full = True
+            self._queued_bytes += operation.nbytes
+            self._queue.appendleft(operation)
+            return
+        if self._accept(operation, draft, parts, nbytes, response):
             for _, version in view.effects:
                 self._overlay[version.key] = version
 
@@ -167,7 +207,7 @@ class Proposer:
         if operation.cost_bytes:
             if self.disk_is_full or self.is_capped():
                 return NoSpace()
-            size = self._state.store.size_bytes + self._bytes + operation.cost_bytes
+            size = self._store_bytes + self._bytes + operation.cost_bytes
             if self.quota_bytes and size > self.quota_bytes:
                 self.on_no_space()
                 return NoSpace()
@@ -200,12 +240,14 @@ class Proposer:
             return
         if result is None:
             assert isinstance(error, Exception)
-            operation.fail(error)
+            if not isinstance(error, StoreError | NodeError):
+                log.error("a request could not be evaluated", exc_info=error)
+            answer(operation, error)
         else:
             response, parts = result
             if not draft.view.effects and not draft.changes and draft.stand_in is None:
                 operation.succeed(response)
-            elif self._accept(operation, draft, parts, response):
+            elif self._accept(operation, draft, parts, sum(map(len, parts)), response):
                 self._held = True
                 self._open.releases = True
         self._go_on()
@@ -221,11 +263,24 @@ class Proposer:
         return parts
 
     def _accept(
-        self, operation: Operation, draft: Draft, parts: Sequence[bytes], response: bytes
+        self,
+        operation: Operation,
+        draft: Draft,
+        parts: Sequence[bytes],
+        nbytes: int,
+        response: bytes,
     ) -> bool:
         """Put an operation's effects into the open batch. From here on it is irrevocable (R12)."""
-        nbytes = sum(map(len, parts))
-        if not self._has_room(operation, draft, nbytes):
+        if nbytes > self._batch_bytes_max:
+            self._answer_behind(operation, RequestTooLarge())
+            return False
+        try:
+            room = self._has_room(operation, draft, nbytes)
+        except JournalError as failure:
+            operation.fail(Stopped())
+            self._journal_failed(failure)
+            return False
+        if not room:
             self._answer_behind(operation, NoSpace())
             return False
         batch = self._open
@@ -248,9 +303,14 @@ class Proposer:
         batch.parts.extend(parts)
         batch.nbytes += nbytes
         self._bytes += nbytes
-        batch.replies.append((operation, response))
+        self._reply_with(batch, operation, response)
         self._wake()
         return True
+
+    def _journal_failed(self, failure: JournalError) -> None:
+        """The journal is out of service, found out before the next append was (I10)."""
+        self.stop()
+        self.on_failure(failure)
 
     def _has_room(self, operation: Operation, draft: Draft, nbytes: int) -> bool:
         for shard, version in draft.view.effects:
@@ -267,17 +327,26 @@ class Proposer:
 
     def look_for_room(self) -> None:
         """Find out whether a disk that was full has room again: for more than one write."""
-        if self.disk_is_full:
-            self.disk_is_full = not self._journal.reserve(ROOM_BYTES)
+        if self.disk_is_full and not self._stopped:
+            try:
+                self.disk_is_full = not self._journal.reserve(ROOM_BYTES)
+            except JournalError as failure:
+                self._journal_failed(failure)
 
     def _answer_behind(self, operation: Operation, outcome: bytes | Exception) -> None:
         """Answer when everything that the operation saw is committed (R3)."""
         if self._open.items:
-            self._open.replies.append((operation, outcome))
+            self._reply_with(self._open, operation, outcome)
         elif self._flying:
-            self._flying[-1].replies.append((operation, outcome))
+            self._reply_with(self._flying[-1], operation, outcome)
         else:
             answer(operation, outcome)
+
+    def _reply_with(self, batch: Batch, operation: Operation, outcome: bytes | Exception) -> None:
+        if isinstance(outcome, bytes):
+            batch.reply_bytes += len(outcome)
+            self._bytes += len(outcome)
+        batch.replies.append((operation, outcome))
 
     # -- to the journal and back -----------------------------------------------------------
 
@@ -288,6 +357,9 @@ class Proposer:
             return None
         self._flying.append(batch)
         self._open = Batch()
+        if self._full:
+            self._full = False
+            self._go_on()
         return batch
 
     def settled(self, version: Version) -> None:
@@ -303,7 +375,8 @@ class Proposer:
         """A batch is applied and visible: answer, and let waiting operations go on."""
         assert self._flying[0] is batch
         self._flying.popleft()
-        self._bytes -= batch.nbytes
+        self._bytes -= batch.nbytes + batch.reply_bytes
+        self._store_bytes = self._state.store.size_bytes
         if batch.releases:
             self._held = False
         for operation, outcome in batch.replies:
@@ -318,12 +391,13 @@ class Proposer:
         self._overlay.clear()
         self._granted.clear()
         self._bytes = 0
+        self._full = False
         if any(batch.releases for batch in batches):
             self._held = False
         for batch in batches:
             self.failed += len(batch.replies)
             for operation, _ in batch.replies:
-                operation.fail(error)
+                answer(operation, error)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -345,41 +419,60 @@ class Proposer:
             for _ in range(64):
                 if self._blocked():
                     return False
-                self._propose(self._queue.popleft())
+                self._propose(self._next())
             return not self._blocked()
         finally:
             self._proposing = False
 
     def _blocked(self) -> bool:
         queue = self._queue
-        return not queue or self._held or (queue[0].drains and self._pending)
+        return not queue or self._held or self._full or (queue[0].drains and self._pending)
 
     # -- time and the end ------------------------------------------------------------------
 
     def expire(self, now: float) -> None:
         """Answer what has taken too long. What is in flight stays in flight (R12)."""
+        self._store_bytes = self._state.store.size_bytes
         while self._queue and now - self._queue[0].submitted_at > REQUEST_TIMEOUT_S:
-            self._queue.popleft().fail(RequestTimeout())
-        for batch in self._flying:
-            if now - batch.started_at > REQUEST_TIMEOUT_S:
-                replies, batch.replies = batch.replies, []
-                for operation, _ in replies:
-                    operation.fail(RequestTimeout())
+            answer(self._next(), RequestTimeout())
+        for batch in (*self._flying, self._open):
+            if batch.replies and now - batch.replies[0][0].submitted_at > REQUEST_TIMEOUT_S:
+                self._expire_replies(batch, now)
+        self._go_on()
+
+    def _expire_replies(self, batch: Batch, now: float) -> None:
+        kept: list[Reply] = []
+        late: list[Operation] = []
+        for reply in batch.replies:
+            if now - reply[0].submitted_at > REQUEST_TIMEOUT_S:
+                late.append(reply[0])
+                if isinstance(reply[1], bytes):
+                    batch.reply_bytes -= len(reply[1])
+                    self._bytes -= len(reply[1])
+            else:
+                kept.append(reply)
+        batch.replies = kept
+        for operation in late:
+            answer(operation, RequestTimeout())
 
     def stop(self) -> None:
         """Take nothing more in; operations that only wait are answered with Stopped."""
         self._stopped = True
         queue, self._queue = self._queue, deque()
+        self._queued_bytes = 0
         for operation in queue:
-            operation.fail(Stopped())
+            answer(operation, Stopped())
 
 
 def answer(operation: Operation, outcome: bytes | Exception) -> None:
-    """Tell an operation how it ended."""
-    if isinstance(outcome, Exception):
-        operation.fail(outcome)
-    else:
-        operation.succeed(outcome)
+    """Tell an operation how it ended. One that cannot be told keeps nobody else waiting."""
+    try:
+        if isinstance(outcome, Exception):
+            operation.fail(outcome)
+        else:
+            operation.succeed(outcome)
+    except Exception:
+        log.exception("an answer could not be given")
 
 
 def is_change(item: Item) -> bool:
