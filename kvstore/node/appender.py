@@ -58,36 +58,36 @@ class Appender:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, proposer: Proposer, committer: Committer) -> None:
+        """Until the journal fails, or applying does: then nothing more is served (I10)."""
+        try:
+            while True:
+                batch = proposer.take()
+                if batch is None:
+                    self._ready.clear()
+                    await self._ready.wait()
+                else:
+                    await self._take_through(batch, proposer, committer)
+        except Exception as failure:
+            if not isinstance(failure, JournalError):
+                log.exception("appending or applying failed")
+            proposer.stop()
+            proposer.refused(errors.Stopped())
+            self._on_failure(failure)
+
+    async def _take_through(self, batch: Batch, proposer: Proposer, committer: Committer) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            batch = proposer.take()
-            if batch is None:
-                self._ready.clear()
-                await self._ready.wait()
-                continue
-            started = loop.time()
-            try:
-                self.tail = await self._append(batch)
-            except NoSpace:
-                log.warning("the journal has no space: writes in flight are refused")
-                proposer.refused(errors.NoSpace())
-                continue
-            except (JournalError, ValueError, OSError) as failure:
-                proposer.stop()
-                proposer.refused(errors.Stopped())
-                self._on_failure(failure)
-                return
-            self.appends += 1
-            self.observe_append(loop.time() - started, batch.nbytes, len(batch.replies))
-            self.committing = True
-            try:
-                await self._slicer.run(committer.commit_steps(batch))
-            except Exception as failure:
-                log.exception("a committed batch could not be applied")
-                proposer.stop()
-                self._on_failure(failure)
-                return
-            self.committing = False
+        started = loop.time()
+        try:
+            self.tail = await self._append(batch)
+        except NoSpace:
+            log.warning("the journal has no space: writes in flight are refused")
+            proposer.refused(errors.NoSpace())
+            return
+        self.committing = True
+        self.appends += 1
+        self.observe_append(loop.time() - started, batch.nbytes, len(batch.replies))
+        await self._slicer.run(committer.commit_steps(batch))
+        self.committing = False
 
     async def _append(self, batch: Batch) -> int:
         """Append until the outcome is known (R5).
@@ -103,10 +103,15 @@ class Appender:
             except Unknown:
                 unknown = True
                 await asyncio.sleep(UNKNOWN_PAUSE_S)
-            except Conflict:
-                if unknown and await self._is_there(batch, expected):
+            except (Conflict, NoSpace) as refusal:
+                if not unknown:
+                    raise
+                if await self._is_there(batch, expected):
                     return expected + 1
-                raise
+                if isinstance(refusal, Conflict):
+                    raise
+                # There was no room for this try, which says nothing of the first one.
+                await asyncio.sleep(UNKNOWN_PAUSE_S)
         raise Unknown("an append's outcome could not be found out")
 
     async def _is_there(self, batch: Batch, expected: int) -> bool:

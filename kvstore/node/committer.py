@@ -26,9 +26,11 @@ class Committer:
         self.on_compact: Callable[[], None] = lambda: None
 
     def commit_steps(self, batch: Batch) -> Steps[None]:
-        """Apply a batch, then publish it whole, then answer (I2).
+        """Apply a batch, then publish it whole, then answer, then wake watchers (I2).
 
-        A huge one is linked in slices above the watermark, where nobody sees it (R13).
+        A huge one is linked in slices above the watermark, where nobody sees it (R13). From the
+        step that moves the watermark on, its watchers are known to have something to come (I4),
+        so answers and wake-ups may take as many steps as they need.
         """
         state = self._state
         for part in batch.bulk:
@@ -38,10 +40,11 @@ class Committer:
             self._link(batch.items[at : at + SLICE])
             if at + SLICE < len(batch.items):
                 yield
-        state.store.publish(batch.revision)
         self.committed += len(batch.replies)
-        self._proposer.committed(batch)
-        self._hub.publish()
+        state.store.publish(batch.revision)
+        woken = self._hub.publish()
+        yield from self._proposer.committed_steps(batch)
+        yield from self._hub.wake_steps(woken)
 
     def _link(self, items: Sequence[Item]) -> None:
         state, proposer = self._state, self._proposer

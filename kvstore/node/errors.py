@@ -15,6 +15,10 @@ class TooManyRequests(NodeError):
     """More is in flight than the node will hold (I8)."""
 
 
+class RequestTooLarge(NodeError):
+    """What a request would change does not fit into one journal entry."""
+
+
 class RequestTimeout(NodeError):
     """etcd's server-side time limit passed; the outcome is open (R12)."""
 

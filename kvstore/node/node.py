@@ -105,6 +105,7 @@ class Node:
         self.proposer.quota_bytes = self.options.quota_bytes
         self.proposer.on_no_space = self._raise_no_space
         self.proposer.is_capped = self._is_capped
+        self.proposer.on_failure = self._fail
         self.committer = Committer(self.state, self.hub, self.proposer, self.now)
         self.committer.on_compact = self._compact_physically
         self.snapshotter = Snapshotter(self.journal, self.state, self.now)

@@ -55,6 +55,11 @@ class Operation:
         """The client is gone; an operation that is not proposed yet is dropped (R12)."""
         return False
 
+    @property
+    def nbytes(self) -> int:
+        """What the operation holds in memory while it waits, roughly (I8)."""
+        return 0
+
     def evaluate(self, draft: Draft) -> bytes:
         """Work out effects and answer. Raises StoreError. Not for operations that drain."""
         raise NotImplementedError

@@ -44,6 +44,9 @@ OPERATIONS_WAITING_MAX = 50_000
 ROOM_BYTES = 4 << 20
 """Journal space that ends a disk's being full: enough that it does not come and go."""
 
+ANSWERS = 500
+"""Answers that are given in one step (I9)."""
+
 Item = tuple[Shard | None, Any]
 """(shard, Version), or (None, Record) for a change without one."""
 
@@ -74,7 +77,7 @@ class Batch:
         self.items: list[Item] = []
         self.parts: list[bytes] = []
         self.nbytes = 0
-        self.replies: list[Reply] = []
+        self.replies: deque[Reply] = deque()
         self.reply_bytes = 0
         self.revision = 0
         self.started_at = 0.0
@@ -371,7 +374,7 @@ class Proposer:
         """A lease grant is applied."""
         self._granted.discard(lease_id)
 
-    def committed(self, batch: Batch) -> None:
+    def committed_steps(self, batch: Batch) -> Steps[None]:
         """A batch is applied and visible: answer, and let waiting operations go on."""
         assert self._flying[0] is batch
         self._flying.popleft()
@@ -379,8 +382,13 @@ class Proposer:
         self._store_bytes = self._state.store.size_bytes
         if batch.releases:
             self._held = False
-        for operation, outcome in batch.replies:
-            answer(operation, outcome)
+        replies = batch.replies
+        while True:
+            for _ in range(min(len(replies), ANSWERS)):
+                answer(*replies.popleft())
+            if not replies:
+                break
+            yield
         self._go_on()
 
     def refused(self, error: Exception) -> None:
@@ -441,7 +449,7 @@ class Proposer:
         self._go_on()
 
     def _expire_replies(self, batch: Batch, now: float) -> None:
-        kept: list[Reply] = []
+        kept: deque[Reply] = deque()
         late: list[Operation] = []
         for reply in batch.replies:
             if now - reply[0].submitted_at > REQUEST_TIMEOUT_S:

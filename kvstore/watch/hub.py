@@ -23,6 +23,9 @@ from kvstore.watch.intervals import IntervalMap, Range
 _RECENT = 256
 """Matching events that a group keeps at hand; older ones are read from the history."""
 
+WAKES = 100
+"""Watchers that are woken in one step, each with what it costs to send a few events."""
+
 _mod = attrgetter("mod")
 
 
@@ -205,11 +208,12 @@ class Hub:
                     touched.append(group)
             self._noted = version.mod
 
-    def publish(self) -> None:
-        """The watermark has moved over everything noted: wake who is concerned.
+    def publish(self) -> list[Watcher]:
+        """The watermark has moved over everything noted: who is concerned is due now.
 
-        All of them are due before the first is woken, since a stream that is woken may report
-        progress, and must know which of its watchers have something to come (I4).
+        Called in the step that moves it, and before the first watcher is woken: a stream may
+        report progress at any time, and must know which of its watchers have something to come
+        (I4). Returns those that `wake_steps` is to wake.
         """
         revision = self._store.revision
         touched, self._touched = self._touched, []
@@ -222,9 +226,16 @@ class Hub:
                 if not watcher.due and watcher.start <= revision:
                     self._make_due(watcher, max(first, watcher.start))
                     woken.append(watcher)
-        for watcher in woken:
+        return woken
+
+    @staticmethod
+    def wake_steps(woken: list[Watcher]) -> Steps[None]:
+        """Wake watchers that `publish` made due; a wide fan-out in slices (I9)."""
+        for at, watcher in enumerate(woken, 1):
             if watcher.due:
                 watcher.wake(watcher)
+            if at % WAKES == 0 and at < len(woken):
+                yield
 
     def _make_due(self, watcher: Watcher, revision: int) -> None:
         watcher.due = True
