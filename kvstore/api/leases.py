@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from heapq import merge
+from itertools import islice
 
 from google.protobuf.message import DecodeError
 
 from kvstore.api import errors
 from kvstore.api.headers import Headers
-from kvstore.lease.lessor import Lease, whole_seconds
+from kvstore.lease.lessor import whole_seconds
 from kvstore.mvcc.errors import LeaseNotFound
-from kvstore.mvcc.store import Steps
+from kvstore.mvcc.store import SLICE, Steps
 from kvstore.mvcc.wire import field_varint, varint
 from kvstore.node.state import State
 from kvstore.pb import rpc_pb2 as pb
@@ -42,13 +44,22 @@ def time_to_live_steps(
     return b"".join(parts)
 
 
-def listed(headers: Headers, revision: int, leases: Sequence[Lease]) -> bytes:
-    """A LeaseLeasesResponse."""
-    parts = [headers.at(revision)]
-    for lease in leases:
-        body = field_varint(b"\x08", lease.id)
-        parts.append(b"\x12%b%b" % (varint(len(body)), body))
-    return b"".join(parts)
+def listed_steps(state: State, headers: Headers) -> Steps[bytes]:
+    """A LeaseLeasesResponse: the first to expire comes first, as in etcd."""
+    header = headers.at(state.store.revision)
+    runs: list[list[tuple[float, int]]] = []
+    for part in state.lessor.parts():
+        runs.append(sorted((lease.expires_at, lease.id) for lease in part))
+        if len(part) > SLICE // 8:
+            yield
+    out = [header]
+    ordered = merge(*runs)
+    while part_of := list(islice(ordered, SLICE)):
+        fields = (field_varint(b"\x08", lease_id) for _, lease_id in part_of)
+        out.append(b"".join(b"\x12%b%b" % (varint(len(body)), body) for body in fields))
+        if len(part_of) == SLICE:
+            yield
+    return b"".join(out)
 
 
 class KeepAliveStream:

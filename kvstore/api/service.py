@@ -256,8 +256,7 @@ class EtcdService:
 
     def _lease_leases(self, call: Call) -> None:
         pb.LeaseLeasesRequest.FromString(call.request)
-        found = self._state.lessor.by_expiry()
-        call.finish(leases.listed(self._headers, self._store.revision, found))
+        self._run(call, leases.listed_steps(self._state, self._headers))
 
     def _keep_alive(self, stream: Stream) -> StreamHandler:
         return leases.KeepAliveStream(stream, self._state, self._headers, self._node.now)

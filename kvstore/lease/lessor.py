@@ -167,9 +167,10 @@ class Lessor:
                 heapq.heappush(self._due, (lease.expires_at, lease_id))
         return found
 
-    def by_expiry(self) -> list[Lease]:
-        """All leases, the first to expire first."""
-        return sorted(self._leases.values(), key=lambda lease: lease.expires_at)
+    def parts(self) -> Iterator[list[Lease]]:
+        """All leases, in no order, in parts short enough for one step."""
+        for bucket in self._leases.buckets():
+            yield list(bucket.values())
 
     # -- snapshots -------------------------------------------------------------------------
 
