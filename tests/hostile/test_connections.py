@@ -88,7 +88,7 @@ def test_frames_gone_wrong(jotd: peers.Process) -> None:
 def test_methods_that_are_not_text(jotd: peers.Process) -> None:
     """A method name that is not UTF-8 ends grpc.aio's accept loop: the transport makes a new one.
 
-    Others may be told Unavailable in between, and are served again at once.
+    Calls of others in between may fail, and are served again at once. No fault of ours to mend.
     """
 
     async def run() -> None:
