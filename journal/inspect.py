@@ -1,8 +1,8 @@
 """What is in a file journal, for a person: behind `jotd journal verify` and `jotd journal dump`.
 
 Read-only, and without the lock, so it can be run beside a server. What it then sees is a
-moving target: the end of the journal and fresh snapshots may look unfinished, which `in_use_by`
-lets the reader know.
+moving target, which `in_use_by` lets the reader know; damage counts only if it is still in the
+same place when looked at again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from journal.file.recovery import SNAPSHOT_DIR, Survey, survey
 from journal.file.replay import STEP_BYTES, STEP_ENTRIES, Replay
 from journal.file.segment import SegmentCursor, load_segment, parse_segment_name
 from journal.file.snapshots import SUFFIX, SnapshotReader
+
+_LOOKS_MAX = 5
 
 
 @dataclass(slots=True)
@@ -62,8 +64,14 @@ class Report:
     """The first damage: file, offset, what, and what to do."""
 
     @property
+    def damages(self) -> list[str]:
+        """All damage that was found."""
+        found = [self.damage, *(snapshot.damage for snapshot in self.snapshots)]
+        return [damage for damage in found if damage is not None]
+
+    @property
     def ok(self) -> bool:
-        return self.damage is None and not any(s.damage for s in self.snapshots)
+        return not self.damages
 
     def lines(self) -> Iterator[str]:
         yield f"journal {self.directory}"
@@ -99,7 +107,18 @@ def verify(directory: str | Path, on_progress: Callable[[int, int], None] | None
 
     Raises JournalError (IncompatibleVersion included) when there is no journal to look at.
     """
-    report = Report(Path(directory))
+    report = _verify_once(Path(directory), on_progress)
+    for _ in range(_LOOKS_MAX - 1):
+        if report.ok or report.in_use_by is None:
+            break
+        before, report = report, _verify_once(Path(directory), on_progress)
+        if report.damages == before.damages:
+            break
+    return report
+
+
+def _verify_once(directory: Path, on_progress: Callable[[int, int], None] | None) -> Report:
+    report = Report(directory)
     disk = Disk()
     report.in_use_by = holder(report.directory)
     try:
@@ -166,10 +185,15 @@ def dump(
 
 
 def _survey(disk: Disk, directory: Path) -> Survey:
-    try:
-        found = survey(disk, directory)
-    except OSError as error:
-        raise JournalError(f"cannot read {directory}: {error}") from error
+    for look in range(_LOOKS_MAX):
+        try:
+            found = survey(disk, directory)
+            break
+        except OSError as error:
+            # A server that trims takes away what was just listed.
+            gone = isinstance(error, FileNotFoundError) and holder(directory) is not None
+            if not gone or look == _LOOKS_MAX - 1:
+                raise JournalError(f"cannot read {directory}: {error}") from error
     if found is None:
         raise JournalError(f"there is no journal in {directory}")
     return found

@@ -137,12 +137,21 @@ def test_a_busy_journal(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = FileJournal(tmp_path, segment_bytes=4096)
         await journal.open()
-        await journal.append([b"x"], 0)
-        report = await asyncio.to_thread(inspect.verify, tmp_path)
-        assert report.ok and report.tail == 1
-        assert report.in_use_by == os.getpid()
-        assert any(f"in use by process {os.getpid()}" in line for line in report.lines())
+        looking = asyncio.ensure_future(asyncio.to_thread(look))
+        tail = 0
+        while not looking.done():
+            tail = await journal.append([b"x" * (tail % 500)], tail)
+            if tail % 50 == 0:
+                await journal.trim(tail - 100)
+        await looking
         await journal.close()
+
+    def look() -> None:
+        for _ in range(100):
+            report = inspect.verify(tmp_path)
+            assert report.damages == []
+            assert report.in_use_by == os.getpid()
+        assert any(f"in use by process {os.getpid()}" in line for line in report.lines())
 
     asyncio.run(scenario())
     assert inspect.verify(tmp_path).in_use_by is None
