@@ -112,6 +112,7 @@ class Proposer:
         self._proposing = False
         self._batch_bytes_max = journal.max_batch_bytes
         self._bytes = 0
+        self._reply_bytes = 0
         self._queued_bytes = 0
         self._store_bytes = state.store.size_bytes
         self.quota_bytes = 0
@@ -146,7 +147,7 @@ class Proposer:
         elif self._queue or self._held or self._full or (operation.drains and self._pending):
             if (
                 len(self._queue) >= OPERATIONS_WAITING_MAX
-                or self._bytes + self._queued_bytes > BYTES_IN_FLIGHT_MAX
+                or self._bytes + self._reply_bytes + self._queued_bytes > BYTES_IN_FLIGHT_MAX
             ):
                 operation.fail(TooManyRequests())
                 return
@@ -162,6 +163,10 @@ class Proposer:
 
     def _propose(self, operation: Operation) -> None:
         if operation.cancelled:
+            return
+        if self._bytes + self._reply_bytes > BYTES_IN_FLIGHT_MAX:
+            # At once: behind the writes in flight it would add to what is too much already.
+            operation.fail(TooManyRequests())
             return
         refusal = self._refusal(operation)
         if refusal is not None:
@@ -205,8 +210,6 @@ class Proposer:
                 self._overlay[version.key] = version
 
     def _refusal(self, operation: Operation) -> NodeError | None:
-        if self._bytes > BYTES_IN_FLIGHT_MAX:
-            return TooManyRequests()
         if operation.cost_bytes:
             if self.disk_is_full or self.is_capped():
                 return NoSpace()
@@ -346,9 +349,9 @@ class Proposer:
             answer(operation, outcome)
 
     def _reply_with(self, batch: Batch, operation: Operation, outcome: bytes | Exception) -> None:
-        if isinstance(outcome, bytes):
-            batch.reply_bytes += len(outcome)
-            self._bytes += len(outcome)
+        weight = _weight(operation, outcome)
+        batch.reply_bytes += weight
+        self._reply_bytes += weight
         batch.replies.append((operation, outcome))
 
     # -- to the journal and back -----------------------------------------------------------
@@ -378,7 +381,8 @@ class Proposer:
         """A batch is applied and visible: answer, and let waiting operations go on."""
         assert self._flying[0] is batch
         self._flying.popleft()
-        self._bytes -= batch.nbytes + batch.reply_bytes
+        self._bytes -= batch.nbytes
+        self._reply_bytes -= batch.reply_bytes
         self._store_bytes = self._state.store.size_bytes
         if batch.releases:
             self._held = False
@@ -399,6 +403,7 @@ class Proposer:
         self._overlay.clear()
         self._granted.clear()
         self._bytes = 0
+        self._reply_bytes = 0
         self._full = False
         if any(batch.releases for batch in batches):
             self._held = False
@@ -454,9 +459,9 @@ class Proposer:
         for reply in batch.replies:
             if now - reply[0].submitted_at > REQUEST_TIMEOUT_S:
                 late.append(reply[0])
-                if isinstance(reply[1], bytes):
-                    batch.reply_bytes -= len(reply[1])
-                    self._bytes -= len(reply[1])
+                weight = _weight(*reply)
+                batch.reply_bytes -= weight
+                self._reply_bytes -= weight
             else:
                 kept.append(reply)
         batch.replies = kept
@@ -470,6 +475,11 @@ class Proposer:
         self._queued_bytes = 0
         for operation in queue:
             answer(operation, Stopped())
+
+
+def _weight(operation: Operation, outcome: bytes | Exception) -> int:
+    """What a waiting answer holds in memory besides records: itself, or the refused request."""
+    return len(outcome) if isinstance(outcome, bytes) else operation.nbytes
 
 
 def answer(operation: Operation, outcome: bytes | Exception) -> None:
