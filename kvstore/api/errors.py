@@ -5,6 +5,8 @@ kube-apiserver and etcd's clients match on the text.
 
 from __future__ import annotations
 
+from google.protobuf.message import DecodeError
+
 from kvstore.mvcc import errors as store_errors
 from kvstore.node import errors as node_errors
 from kvstore.transport.seam import Code
@@ -44,11 +46,27 @@ CORRUPT = ApiError(Code.DATA_LOSS, "etcdserver: corrupt cluster")
 STREAM_SORT = ApiError(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
 STREAM_FILTERS = ApiError(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
 
-_UNPARSABLE = "proto: cannot parse invalid wire-format data"
-MALFORMED = ApiError(Code.INTERNAL, f"grpc: error unmarshalling request: {_UNPARSABLE}")
-MALFORMED_MESSAGE = ApiError(
-    Code.INTERNAL, f"grpc: failed to unmarshal the received message: {_UNPARSABLE}"
-)
+
+def malformed(error: DecodeError) -> ApiError:
+    """What a unary request that cannot be parsed gets."""
+    return ApiError(Code.INTERNAL, f"grpc: error unmarshalling request: {_parse_error(error)}")
+
+
+def malformed_message(error: DecodeError) -> ApiError:
+    """What ends a stream with a message that cannot be parsed."""
+    reason = _parse_error(error)
+    return ApiError(Code.INTERNAL, f"grpc: failed to unmarshal the received message: {reason}")
+
+
+def _parse_error(error: DecodeError) -> str:
+    """Go's words for what protobuf's parser found; that tells its findings apart by text alone."""
+    found = str(error)
+    if "MaxDepth" in found:
+        return "proto: exceeded maximum recursion depth"
+    if "UTF-8" in found:
+        return "string field contains invalid UTF-8"
+    return "proto: cannot parse invalid wire-format data"
+
 
 _BY_TYPE: dict[type[BaseException], ApiError] = {
     store_errors.Compacted: COMPACTED,

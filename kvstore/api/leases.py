@@ -78,8 +78,8 @@ class KeepAliveStream:
         for raw in messages:
             try:
                 lease_id = pb.LeaseKeepAliveRequest.FromString(raw).ID
-            except DecodeError:
-                malformed = errors.MALFORMED_MESSAGE
+            except DecodeError as error:
+                malformed = errors.malformed_message(error)
                 self._stream.close(malformed.code, malformed.message)
                 return
             header = self._headers.at(self._state.store.revision)

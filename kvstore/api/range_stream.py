@@ -62,8 +62,8 @@ class RangeStream:
                 request = pb.RangeRequest.FromString(raw)
                 checks.check_range_stream(request)
                 self._revision = self._store.read_revision(request.revision)
-            except DecodeError:
-                self._fail(errors.MALFORMED_MESSAGE)
+            except DecodeError as error:
+                self._fail(errors.malformed_message(error))
                 return
             except (errors.ApiError, StoreError) as error:
                 self._fail(error)

@@ -118,8 +118,8 @@ class EtcdService:
                 unary[call.method](call)
             except (errors.ApiError, StoreError, NodeError) as error:
                 _fail(call, error)
-            except DecodeError:
-                _fail(call, errors.MALFORMED)
+            except DecodeError as error:
+                _fail(call, errors.malformed(error))
             except Exception as error:
                 log.exception("%s failed", call.method)
                 call.fail(Code.INTERNAL, f"{type(error).__name__}")
@@ -373,8 +373,8 @@ class _HealthWatch:
         for raw in messages:
             try:
                 request = health_pb2.HealthCheckRequest.FromString(raw)
-            except DecodeError:
-                malformed = errors.MALFORMED_MESSAGE
+            except DecodeError as error:
+                malformed = errors.malformed_message(error)
                 self._stream.close(malformed.code, malformed.message)
                 return
             self._known = not request.service

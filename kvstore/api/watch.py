@@ -77,8 +77,8 @@ class WatchStream:
         for raw in messages:
             try:
                 request = pb.WatchRequest.FromString(raw)
-            except DecodeError:
-                malformed = errors.MALFORMED_MESSAGE
+            except DecodeError as error:
+                malformed = errors.malformed_message(error)
                 self._stream.close(malformed.code, malformed.message)
                 return
             match request.WhichOneof("request_union"):
