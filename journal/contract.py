@@ -224,8 +224,9 @@ class Journal(Protocol):
     async def append(self, parts: Sequence[bytes], expected_tail: int) -> int:
         """Append one batch, the concatenation of `parts`, and return its sequence.
 
-        Durable on return. Raises Conflict, NoSpace, Unknown, Poisoned, or ValueError for a batch
-        above `max_batch_bytes`. Cancelling the call does not take the batch back.
+        `parts` must not be changed before the call returns. Durable on return. Raises Conflict,
+        NoSpace, Unknown, Poisoned, or ValueError for a batch above `max_batch_bytes`. Cancelling
+        the call does not take the batch back.
         """
 
     def read(self, after: int) -> AsyncIterator[Sequence[Entry]]:

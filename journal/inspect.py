@@ -218,30 +218,39 @@ def _look_at_each(disk: Disk, report: Report) -> None:
         first = parse_segment_name(path.name)
         if first is None:
             continue
-        found = SegmentReport(path.name, first, first - 1, 0, path.stat().st_size)
-        report.segments.append(found)
         try:
-            segment = load_segment(disk, path, identity)
-        except JournalError as damage:
-            found.problem = str(damage)
+            report.segments.append(_look_at(disk, path, first, identity))
+        except FileNotFoundError:
+            # Trimmed by a server that runs.
             continue
-        cursor = SegmentCursor(disk, segment, seed_of(identity))
-        try:
-            while cursor.step(STEP_ENTRIES, STEP_BYTES):
-                pass
-        except BadFrame as bad:
-            found.problem = str(bad)
-        finally:
-            found.last, found.used = cursor.sequence - 1, cursor.position
-            cursor.close()
     report.snapshots = list(_snapshots(disk, report.directory, identity))
+
+
+def _look_at(disk: Disk, path: Path, first: int, identity: bytes) -> SegmentReport:
+    found = SegmentReport(path.name, first, first - 1, 0, path.stat().st_size)
+    try:
+        segment = load_segment(disk, path, identity)
+    except JournalError as damage:
+        found.problem = str(damage)
+        return found
+    cursor = SegmentCursor(disk, segment, seed_of(identity))
+    try:
+        while cursor.step(STEP_ENTRIES, STEP_BYTES):
+            pass
+    except BadFrame as bad:
+        found.problem = str(bad)
+    finally:
+        found.last, found.used = cursor.sequence - 1, cursor.position
+        cursor.close()
+    return found
 
 
 def _snapshots(disk: Disk, directory: Path, identity: bytes) -> Iterator[SnapshotReport]:
     folder = directory / SNAPSHOT_DIR
     for path in sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else ():
-        report = SnapshotReport(path.name.removesuffix(SUFFIX), path.stat().st_size, 0)
+        report = SnapshotReport(path.name.removesuffix(SUFFIX), 0, 0)
         try:
+            report.size = path.stat().st_size
             reader = SnapshotReader(disk, path, identity)
             try:
                 while chunks := reader.step():

@@ -47,6 +47,8 @@ _T = TypeVar("_T")
 
 DEFAULT_SEGMENT_BYTES = 64 << 20
 DEFAULT_HEADROOM_BYTES = 16 << 20
+SLOW_SYNC_S = 1.0
+"""A sync that takes longer is worth a warning."""
 SEGMENT_BYTES_MIN = 4096
 
 
@@ -305,6 +307,8 @@ class FileJournal:
         self._appends += 1
         self._appended_bytes += size
         self._sync_seconds += result.sync_seconds
+        if result.sync_seconds > SLOW_SYNC_S:
+            _log.warning("%s: a sync took %.1f s", self.directory, result.sync_seconds)
         if not future.done():
             future.set_result(result.sequence)
         if result.rolled and self._state == "open":

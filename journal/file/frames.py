@@ -14,7 +14,8 @@ A frame that a crash left half written ("torn") is told from a damaged one by th
 a device writes whole sectors, so in a torn frame some sector still reads as zeros, or, if the
 write stopped short, everything from some byte on does. The trailer never is zero, so a
 complete frame cannot look short. `tear` decides; it cannot tell the loss of a whole
-sector of the very last frame from a crash (nothing in the file can).
+sector of the very last frame from a crash (nothing in the file can), nor other damage to that
+frame if its payload has a sector of zeros of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ OVERHEAD_BYTES_MAX = HEADER_BYTES + TRAILER_BYTES + ALIGN - 1
 MAGIC = b"jFr\x01"
 END = b"jEnd"
 _PADS = tuple(bytes(n) for n in range(ALIGN))
-_CRC_SLICE = 4 << 20
+_CRC_SLICE = 1 << 20
 
 BATCH = 1
 CHUNK = 2
@@ -236,16 +237,15 @@ def tear(data: bytes, offset: int, frame: Frame | None) -> bool:
     if size > len(data) or not _zero(data[size:]):
         return False
     body = data[:size]
-    # Stopped short: zeros from some byte on, where the trailer ends in none.
     close = frame.closing()
     kept = body.rstrip(b"\0")
     trailer_at = size - TRAILER_BYTES
     if len(kept) <= trailer_at:
         return True
-    if len(kept) < size and close.endswith(
-        body[trailer_at : len(kept)] + close[len(kept) - size :]
-    ):
-        return payload_crc(body[HEADER_BYTES : HEADER_BYTES + frame.length]) == frame.payload_crc
+    if payload_crc(body[HEADER_BYTES : HEADER_BYTES + frame.length]) == frame.payload_crc:
+        # All there but the end of the trailer, which ends in no zero.
+        missing = size - len(kept)
+        return missing > 0 and body[trailer_at:-missing] == close[-TRAILER_BYTES:-missing]
     return any(
         _zero(body[start - offset : start + SECTOR - offset])
         for start in range(head_end, frame.end, SECTOR)

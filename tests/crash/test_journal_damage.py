@@ -297,6 +297,20 @@ def test_a_torn_tail_is_cut_wherever_it_tore(tmp_path: Path, last: bytes) -> Non
         assert recover(directory)[0] == [*PAYLOADS[:kept], last]
 
 
+def test_zeros_of_its_own_do_not_make_a_frame_look_torn(tmp_path: Path) -> None:
+    """A last frame with a sector of zeros: damage to its header or trailer is still damage."""
+    image = build(tmp_path, [*PAYLOADS[:2], b"x" + bytes(1400) + b"y"])
+    name = image.segments[-1]
+    start, end = frames_in(image, name)[-1]
+    for offset in (*range(start, start + HEADER_BYTES), *range(end - 8, end)):
+        for bit in range(8):
+            damaged = bytearray(image.files[name])
+            damaged[offset] ^= 1 << bit
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(Corrupt):
+                recover(tmp_path)
+
+
 def test_a_cut_is_told_and_zeroed(image: Image, caplog: pytest.LogCaptureFixture) -> None:
     name = image.segments[-1]
     path = image.directory / name

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from journal.contract import Corrupt, JournalError, NoSpace, Poisoned
+from journal.file import backend
 from journal.file.disk import Disk
 from tests.unit.journal.disks import CrashDisk, FaultyDisk, TracedDisk
 from tests.unit.journal.workload import Life, check, live, make, payload
@@ -180,6 +181,22 @@ def test_every_append_is_one_write_and_one_sync(tmp_path: Path) -> None:
         for sequence in (2, 3):
             await journal.append([b"a", b"b", b"c"], sequence - 1)
         assert disk.calls[before:] == ["write", "datasync"] * 2
+        await journal.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_slow_sync_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        journal = make(tmp_path)
+        await journal.open()
+        await journal.append([b"x"], 0)
+        caplog.clear()
+        monkeypatch.setattr(backend, "SLOW_SYNC_S", 0.0)
+        await journal.append([b"x"], 1)
+        assert f"{tmp_path}: a sync took" in caplog.text
         await journal.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
