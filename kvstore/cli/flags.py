@@ -178,9 +178,9 @@ _SERVED = (
     _flag(
         "Journal and shards (jotd's own)",
         "transport",
-        values.one_of("grpcio", "native"),
+        values.one_of("grpcio", "grpcio-aio", "native"),
         "grpcio",
-        "What terminates gRPC: grpcio.",
+        "What serves gRPC: grpcio, or grpcio-aio for grpc.aio, which is slower and all public API.",
     ),
     # --- Compaction and watches
     _flag(

@@ -12,39 +12,28 @@ for as long as its client likes, since grpc.aio sends no status for it.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from kvstore.transport.address import ListenUrl
-from kvstore.transport.options import Tls, TransportOptions
+from kvstore.transport.grpccore import (
+    INTERNAL,
+    NO_REQUEST,
+    STOPPED,
+    bare_address,
+    bind_all,
+    core_options,
+    too_large,
+)
+from kvstore.transport.options import TransportOptions
 from kvstore.transport.seam import Call, Code, Kind, Peer, Service, StreamHandler
 
 log = logging.getLogger(__name__)
-
-#: What etcd's clients read as "this member goes away, try another" (rpctypes.ErrGRPCStopped).
-STOPPED = "etcdserver: server stopped"
-#: grpc-go's words for a call that ends without a request.
-NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
-INTERNAL = "internal error; the server's log has the details"
-
-#: gRPC core refuses a message of this many times our own limit before it is read, so that a
-#: length field of gigabytes costs nothing (I8). Between the two limits the message is read and
-#: refused here, in grpc-go's words.
-CORE_LIMIT_FACTOR = 4
-
-#: Calls that gRPC core keeps for the loop before it starts to cancel some at random, and before
-#: it cancels all. Its own numbers, 1000 and 3000, are less than one burst of honest clients, which
-#: cannot know what became of a cancelled call. Each costs about 7 KB (I8).
-CALLS_WAITING_MAX = 20_000
-CALLS_WAITING_HARD_MAX = 40_000
 
 #: How soon a dead accept loop is noticed.
 ACCEPT_CHECK_S = 0.05
@@ -105,20 +94,19 @@ class GrpcioTransport:
     async def _serve(
         self, methods: _Methods, urls: Sequence[ListenUrl]
     ) -> tuple[Any, tuple[ListenUrl, ...]]:
-        options = self.options
         server = grpc.aio.server(
-            handlers=(methods,), options=_core_options(options, methods.request_bytes_max)
+            handlers=(methods,),
+            options=core_options(self.options, methods.request_bytes_max),
         )
-        credentials = None
-        bound = []
-        for url in urls:
-            if url.secure and credentials is None:
-                if options.tls is None:
-                    raise ValueError(f"{url} needs a certificate and a key")
-                credentials = _credentials(options.tls)
-            bound.append(_bind(server, url, credentials if url.secure else None))
+
+        def add_port(target: str, credentials: Any) -> int:
+            if credentials is None:
+                return int(server.add_insecure_port(target))
+            return int(server.add_secure_port(target, credentials))
+
+        bound = bind_all(add_port, tuple(urls), self.options.tls)
         await server.start()
-        return server, tuple(bound)
+        return server, bound
 
     async def _keep(self, methods: _Methods) -> None:
         """Puts a new server in the place of one that stopped accepting.
@@ -155,88 +143,6 @@ class GrpcioTransport:
             await server.stop(RETIRED_S_MAX)
         finally:
             self._retired.pop(server, None)
-
-
-def _core_options(options: TransportOptions, request_bytes_max: int) -> list[tuple[str, int]]:
-    core: list[tuple[str, int]] = [
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", CORE_LIMIT_FACTOR * request_bytes_max),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.server.max_pending_requests", CALLS_WAITING_MAX),
-        ("grpc.server.max_pending_requests_hard_limit", CALLS_WAITING_HARD_MAX),
-        ("grpc.max_metadata_size", options.metadata_soft_bytes),
-        ("grpc.absolute_max_metadata_size", options.metadata_hard_bytes),
-        # etcd's server has no decompressor: a compressed request is Unimplemented (and cannot be
-        # a decompression bomb). 1 is the bit of "identity".
-        ("grpc.compression_enabled_algorithms_bitset", 1),
-        # Pings are allowed on connections without calls, which etcd refuses (it closes them):
-        # nobody depends on being refused.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", int(options.keepalive_min_time_s * 1000)),
-    ]
-    if options.keepalive_interval_s > 0 and options.keepalive_timeout_s > 0:
-        core.append(("grpc.keepalive_time_ms", _milliseconds(options.keepalive_interval_s)))
-        core.append(("grpc.keepalive_timeout_ms", _milliseconds(options.keepalive_timeout_s)))
-    if 0 < options.concurrent_streams_max < 2**31:
-        core.append(("grpc.max_concurrent_streams", options.concurrent_streams_max))
-    return core
-
-
-def _milliseconds(seconds: float) -> int:
-    return min(int(seconds * 1000), 2**31 - 1)
-
-
-def _credentials(tls: Tls) -> Any:
-    roots = tls.trusted_ca_file.read_bytes() if tls.trusted_ca_file else None
-    return grpc.ssl_server_credentials(
-        [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())],
-        root_certificates=roots,
-        require_client_auth=roots is not None,
-    )
-
-
-def _bind(server: Any, url: ListenUrl, credentials: Any) -> ListenUrl:
-    """Binds one address; returns it with its real port. Raises OSError."""
-    if url.is_unix:
-        # gRPC core would unlink the socket of a live server and take its place.
-        _refuse_live_socket(url.path)
-        target = f"unix:{url.path}"
-    else:
-        target = ListenUrl(url.scheme, url.bind_host, url.port).netloc
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(target)
-        else:
-            port = server.add_secure_port(target, credentials)
-    except RuntimeError as error:
-        raise _bind_error(url, error) from None
-    return url if url.is_unix else ListenUrl(url.scheme, url.host, int(port))
-
-
-def _refuse_live_socket(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError:
-            return
-    raise OSError(errno.EADDRINUSE, f"listen unix {path}: bind: address already in use")
-
-
-def _bind_error(url: ListenUrl, error: RuntimeError) -> OSError:
-    """gRPC core says only that it failed; the operating system says why."""
-    if url.is_unix:
-        return OSError(errno.EADDRNOTAVAIL, f"listen unix {url.path}: {error}")
-    family = socket.AF_INET6 if ":" in url.bind_host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((url.bind_host, url.port))
-        except OSError as why:
-            number = why.errno or errno.EADDRNOTAVAIL
-            reason = (why.strerror or str(why)).lower()
-            return OSError(number, f"listen tcp {url.netloc}: bind: {reason}")
-    return OSError(errno.EADDRNOTAVAIL, f"listen tcp {url.netloc}: {error}")
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -305,7 +211,7 @@ def _unary(
             return b""
         if len(request) > request_bytes_max:
             context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
-            context.set_details(_too_large(len(request), request_bytes_max))
+            context.set_details(too_large(len(request), request_bytes_max))
             return b""
         peer = _Peer(context)
         call = _GrpcCall(method, request, peer, context)
@@ -316,10 +222,6 @@ def _unary(
             peer.release()
 
     return serve
-
-
-def _too_large(size: int, limit: int) -> str:
-    return f"grpc: received message larger than max ({size} vs. {limit})"
 
 
 class _Batcher:
@@ -363,9 +265,7 @@ class _Peer:
         if self._address is None:
             if self._context is None:
                 return "unknown"
-            # "ipv4:127.0.0.1:5000", "ipv6:%5B::1%5D:5000", "unix:"
-            text = self._context.peer()
-            self._address = unquote(text.partition(":")[2] or text)
+            self._address = bare_address(self._context.peer())
         return self._address
 
     def metadata(self, key: str) -> str | None:
@@ -524,7 +424,7 @@ class _GrpcStream:
                     self._tell(handler.on_half_close)
                 return
             if len(message) > request_bytes_max:
-                self.close(Code.RESOURCE_EXHAUSTED, _too_large(len(message), request_bytes_max))
+                self.close(Code.RESOURCE_EXHAUSTED, too_large(len(message), request_bytes_max))
                 return
             self._tell(handler.on_messages, (message,))
             if one_request:

@@ -1,10 +1,11 @@
-"""The grpcio transport against real gRPC clients, and against bytes that no client would send."""
+"""Each transport against real gRPC clients, and against bytes that no client would send."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 import uvloop
 
 from kvstore.transport.address import parse_listen_url
-from kvstore.transport.grpcio import STOPPED, GrpcioTransport
+from kvstore.transport.grpccore import STOPPED
+from kvstore.transport.grpcio import GrpcioTransport
+from kvstore.transport.grpcqueue import QueueTransport, available
 from kvstore.transport.options import TransportOptions
 from kvstore.transport.seam import Call, Code, Kind, Stream
 
@@ -105,15 +108,27 @@ class Service:
         return handler
 
 
+@pytest.fixture(autouse=True, params=["aio", "queue"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on every transport: which one it is must not be observable."""
+    kinds = {"aio": GrpcioTransport, "queue": QueueTransport}
+    monkeypatch.setattr(sys.modules[__name__], "Transport", kinds[request.param])
+
+
+Transport: type[GrpcioTransport] | type[QueueTransport] = GrpcioTransport
+
+
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.wait_for(main(), 60))
 
 
 @asynccontextmanager
-async def serving(service: Service, **options: Any) -> AsyncIterator[tuple[str, GrpcioTransport]]:
+async def serving(
+    service: Service, **options: Any
+) -> AsyncIterator[tuple[str, GrpcioTransport | QueueTransport]]:
     url = parse_listen_url("http://127.0.0.1:0")
-    transport = GrpcioTransport(TransportOptions(listen=(url,), **options))
+    transport = Transport(TransportOptions(listen=(url,), **options))
     await transport.start(service)
     try:
         yield transport.bound[0].netloc, transport
@@ -139,6 +154,10 @@ async def status(awaitable: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         await awaitable
     return caught.value.code(), caught.value.details()
+
+
+def test_grpc_has_what_the_queue_transport_is_written_for() -> None:
+    assert available()
 
 
 def test_unary_calls_are_answered_in_batches() -> None:
@@ -409,12 +428,12 @@ def test_a_port_or_socket_in_use_is_refused(tmp_path: Path) -> None:
         async with serving(Service()) as (address, _):
             second = TransportOptions(listen=(parse_listen_url(f"http://{address}"),))
             with pytest.raises(OSError, match="address already in use"):
-                await GrpcioTransport(second).start(Service())
+                await Transport(second).start(Service())
         url = parse_listen_url(f"unix://{tmp_path}/etcd.sock")
-        first = GrpcioTransport(TransportOptions(listen=(url,)))
+        first = Transport(TransportOptions(listen=(url,)))
         await first.start(Service())
         with pytest.raises(OSError, match="address already in use"):
-            await GrpcioTransport(TransportOptions(listen=(url,))).start(Service())
+            await Transport(TransportOptions(listen=(url,))).start(Service())
         async with grpc.aio.insecure_channel(f"unix:{tmp_path}/etcd.sock") as channel:
             assert await call(channel, "Echo") == b"x"
         await first.drain(0.1)
