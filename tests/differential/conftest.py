@@ -34,8 +34,9 @@ def examples(count: int) -> settings:
     return settings(max_examples=count * 30 if LONG else count, **_COMMON)
 
 
-def _subject() -> str:
-    return os.environ.get("JOTD_DIFFERENTIAL_SUBJECT", "jotd")
+def subject_is_etcd() -> bool:
+    """Whether a second etcd stands in for jotd."""
+    return os.environ.get("JOTD_DIFFERENTIAL_SUBJECT", "jotd") == "etcd"
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,7 @@ def start_subject(
     tmp_path_factory: pytest.TempPathFactory, start_oracle: Callable[[], peers.Process]
 ) -> Callable[[], peers.Process]:
     def start() -> peers.Process:
-        if _subject() == "etcd":
+        if subject_is_etcd():
             return start_oracle()
         base = tmp_path_factory.mktemp("subject")
         return peers.start_jotd(Path(base) / "jotd", journal="memory")

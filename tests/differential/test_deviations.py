@@ -5,7 +5,6 @@ These run against jotd alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from kvstore.pb import kv_pb2 as kv
 from kvstore.pb import rpc_pb2 as rpc
 from tests import peers
+from tests.differential.conftest import subject_is_etcd
 from tests.differential.strategies import wrap
 from tests.differential.watching import PROGRESS, create
 from tests.differential.wire import delimited, nested_txns, varint
@@ -21,9 +21,7 @@ from tests.oracle.client import Client
 INVALID, INTERNAL, OUT_OF_RANGE = 3, 13, 11
 TXN = "/etcdserverpb.KV/Txn"
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("JOTD_DIFFERENTIAL_SUBJECT", "jotd") != "jotd", reason="about jotd alone"
-)
+pytestmark = pytest.mark.skipif(subject_is_etcd(), reason="about jotd alone")
 
 
 @pytest.fixture(scope="module")
