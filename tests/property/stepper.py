@@ -1,7 +1,7 @@
 """A server whose every step is taken by hand.
 
-The state machine's real parts: service, proposer, committer, hub, snapshotter, recovery. In place of
-an event loop there is a list of what could go on, and a test that chooses.
+The state machine's real parts: service, proposer, committer, hub, snapshotter, recovery. In place
+of an event loop there is a list of what could go on, and a test that chooses.
 """
 
 from __future__ import annotations
