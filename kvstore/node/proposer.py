@@ -206,8 +206,9 @@ class Proposer:
             self._queue.appendleft(operation)
             return
         if self._accept(operation, draft, parts, nbytes, response):
-            for _, version in view.effects:
-                self._overlay[version.key] = version
+            for part in view.effect_parts:
+                for _, version in part:
+                    self._overlay[version.key] = version
 
     def _refusal(self, operation: Operation) -> NodeError | None:
         if operation.cost_bytes:
@@ -261,11 +262,12 @@ class Proposer:
     @staticmethod
     def _parts(draft: Draft) -> list[bytes]:
         parts = [records.record_part(change) for change in draft.changes]
-        effects = draft.view.effects
+        view = draft.view
         if draft.stand_in is not None:
             parts.append(records.record_part(draft.stand_in))
-        elif effects:
-            parts.extend(records.transaction_parts(draft.view.revision, [v for _, v in effects]))
+        elif view.effects:
+            versions = [version for part in view.effect_parts for _, version in part]
+            parts.extend(records.transaction_parts(view.revision, versions))
         return parts
 
     def _accept(
@@ -297,12 +299,15 @@ class Proposer:
             batch.items.append((None, change))
             if change.HasField("lease_grant"):
                 self._granted.add(change.lease_grant.id)
-        effects = draft.view.effect_parts
-        if effects[-1]:
-            if len(effects) > 1:
-                assert not batch.items, "a huge operation drains, so it is alone in its batch (R4)"
-                batch.bulk = effects[:-1]
-            batch.items.extend(effects[-1])
+        *sealed, effects = draft.view.effect_parts
+        if effects:
+            if batch.items:
+                # A transaction of very many single keys need not be alone in its batch.
+                for part in sealed:
+                    batch.items.extend(part)
+            else:
+                batch.bulk = sealed
+            batch.items.extend(effects)
             batch.revision = draft.view.revision
         if draft.stand_in is not None:
             batch.items.append((None, draft.stand_in))

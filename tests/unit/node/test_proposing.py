@@ -20,6 +20,8 @@ from tests.unit.node.world import (
     put_op,
     run,
     settle,
+    start,
+    txn_op,
     world,
 )
 
@@ -549,5 +551,33 @@ def test_a_refused_append_leaves_no_trace() -> None:
             assert (await drains).response.deleted == 0
             assert (await w.put(b"k", lease=9)).error == LEASE_NOT_FOUND
             assert (await w.put(b"k", prev_kv=True)).response.header.revision == before + 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_a_transaction_of_very_many_single_keys_is_one_of_others(in_flight: bool) -> None:
+    """Nested ones may hold thousands of puts, which are no reason to wait for others (R4)."""
+
+    async def main() -> None:
+        async with world() as w:
+            nested = [
+                txn_op(success=[put_op(b"k%02d-%03d" % (n, m)) for m in range(100)])
+                for n in range(25)
+            ]
+            if in_flight:
+                await held(w)
+                w.put(b"first")
+            many = w.txn(success=nested)
+            seen = [w.put(key, prev_kv=True) for key in (b"k00-000", b"k12-050", b"k24-099")]
+            last = w.put(b"last")
+            w.journal.release()
+            await last
+            revision = many.response.header.revision
+            assert [call.response.prev_kv.mod_revision for call in seen] == [revision] * 3
+            assert w.get(b"k", b"l", count_only=True).response.count == 2500
+            again = await start(w.storage)
+            assert (await again.hash_kv()).response.hash == (await w.hash_kv()).response.hash
+            await again.node.close()
 
     run(main)
