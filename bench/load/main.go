@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"sort"
 	"sync"
@@ -108,7 +109,7 @@ func run(o options) error {
 		conn, err := grpc.NewClient(
 			"passthrough:///"+o.endpoint,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{}), grpc.MaxCallRecvMsgSize(1<<30)),
+			grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{}), grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 			// Fixed windows, so that no run is spent on finding them.
 			grpc.WithInitialWindowSize(4<<20),
 			grpc.WithInitialConnWindowSize(8<<20),
