@@ -32,6 +32,9 @@ BACKLOG_BYTES_MAX = 8 << 20
 
 WATCHERS_PER_STREAM_MAX = 100_000
 
+WATCHERS_PER_STEP = 50
+"""Watchers of one stream that are served in one step (I9)."""
+
 COMPACTED_REASON = errors.COMPACTED.message
 EMPTY_RANGE_REASON = "mvcc: watcher range is empty"
 DUPLICATE_ID_REASON = "mvcc: duplicate watch ID provided on the WatchStream"
@@ -197,6 +200,7 @@ class WatchStream:
     def _pump_steps(self) -> Steps[None]:
         """Send what is due, as long as there is room."""
         due, stream = self._due, self._stream
+        served = 0
         while due and not self._closed:
             if stream.room <= 0:
                 return
@@ -217,7 +221,9 @@ class WatchStream:
                     self._hub.caught_up(watcher, chunk.last_revision)
                 if watcher.due:
                     due.append(watcher)
-                    yield
+            served += 1
+            if watcher.due or served % WATCHERS_PER_STEP == 0:
+                yield
         if self._progress_wanted and not due and stream.room > 0:
             self._answer_progress()
 
@@ -260,12 +266,15 @@ class WatchStream:
     def notify_progress(self) -> None:
         """The timer has come round: tell watchers that asked for it how far they are.
 
-        As in etcd, one that got events since the last time is passed over.
+        As in etcd, one that got events since the last time is passed over, and so is one that
+        starts in the future.
         """
-        for watcher in self._watchers.values():
+        revision = self._store.revision
+        for watcher in list(self._watchers.values()):
             if not watcher.progress:
                 continue
-            if watcher.quiet and not watcher.due and self._stream.room > 0:
+            done = not watcher.due and watcher.start <= revision
+            if watcher.quiet and done and self._stream.room > 0:
                 self._control(watcher.id, b"")
             watcher.quiet = True
 

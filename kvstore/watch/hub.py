@@ -23,6 +23,10 @@ from kvstore.watch.intervals import IntervalMap, Range
 _RECENT = 256
 """Matching events that a group keeps at hand; older ones are read from the history."""
 
+ENCODED_MAX = 1000
+ENCODED_BYTES_MAX = 16 << 20
+"""Bounds of the encoded events that are kept for the next watcher that wants the same (I8)."""
+
 WAKES = 100
 """Watchers that are woken in one step, each with what it costs to send a few events."""
 
@@ -76,8 +80,7 @@ class Group:
     `recent` holds every event of the range above `complete_after`, published or not.
     """
 
-    __slots__ = ("complete_after", "encoded", "first_new", "high", "low", "recent", "shards",
-                 "watchers")  # fmt: skip
+    __slots__ = ("complete_after", "first_new", "high", "low", "recent", "shards", "watchers")
 
     def __init__(self, low: bytes, high: bytes | None, shards: list[Shard], revision: int) -> None:
         self.low = low
@@ -87,7 +90,6 @@ class Group:
         self.recent: list[Version] = []
         self.complete_after = revision
         self.first_new = 0
-        self.encoded: dict[tuple[int, int, Shape], EventChunk] = {}
 
     def note(self, version: Version) -> bool:
         """An event of the range. True if it is the first since the last publication."""
@@ -100,7 +102,6 @@ class Group:
     def published(self) -> None:
         """The noted events are visible now; keep the newest of them, whole revisions."""
         self.first_new = 0
-        self.encoded.clear()
         surplus = len(self.recent) - _RECENT
         if surplus > _RECENT:
             self.complete_after = self.recent[surplus - 1].mod
@@ -119,6 +120,32 @@ class EventChunk:
     def joined(self) -> bytes:
         """All events in one piece, made once for all watchers that get them."""
         return b"".join(self.events)
+
+
+class _Encoded:
+    """Chunks for the next watcher that wants the same: the same group, revisions and shape.
+
+    What happened in a range between two revisions never changes, so nothing has to be taken out;
+    when the bounds are reached, all goes. Most watchers of a group read one after the other.
+    """
+
+    __slots__ = ("_chunks", "_nbytes")
+
+    def __init__(self) -> None:
+        self._chunks: dict[tuple[Group, int, int, Shape], EventChunk] = {}
+        self._nbytes = 0
+
+    def get(self, memo: tuple[Group, int, int, Shape]) -> EventChunk | None:
+        """The chunk, if it is still there."""
+        return self._chunks.get(memo)
+
+    def keep(self, memo: tuple[Group, int, int, Shape], chunk: EventChunk) -> None:
+        """Keep a chunk; it counts twice, since it may be joined too."""
+        self._nbytes += 2 * chunk.size
+        if len(self._chunks) >= ENCODED_MAX or self._nbytes > ENCODED_BYTES_MAX:
+            self._chunks.clear()
+            self._nbytes = 2 * chunk.size
+        self._chunks[memo] = chunk
 
 
 def encode_event(version: Version, shape: Shape) -> bytes:
@@ -141,6 +168,7 @@ class Hub:
         self._keys: BucketedDict[bytes, Group] = BucketedDict(bits=8)
         self._ranges: IntervalMap[Group] = IntervalMap()
         self._by_range: BucketedDict[Range, Group] = BucketedDict(bits=8)
+        self._encoded = _Encoded()
         self._touched: list[Group] = []
         self._noted = 0
         self.watchers = 0
@@ -265,15 +293,15 @@ class Hub:
         assert group is not None and watcher.due
         start, through = watcher.cursor, self._store.revision
         if start > group.complete_after:
-            memo = (start, through, watcher.shape)
-            chunk = group.encoded.get(memo)
+            memo = (group, start, through, watcher.shape)
+            chunk = self._encoded.get(memo)
             if chunk is None:
                 at = bisect_left(group.recent, start, key=_mod)
                 end = bisect_left(group.recent, through + 1, key=_mod)
                 chunk = yield from self._encode(
                     group.recent[at:end], watcher.shape, through, size_max
                 )
-                group.encoded[memo] = chunk
+                self._encoded.keep(memo, chunk)
             return chunk
         return (yield from self._read_history(group, watcher.shape, start, through, size_max))
 

@@ -1,15 +1,15 @@
 """Which of many key ranges contain a key.
 
 A treap ordered by range start, each node knowing the highest end below it. Insert, remove and
-the first match cost O(log n); each further match O(log n) at worst. Priorities are a hash of the
-range, so the shape depends only on what is in it.
+the first match cost O(log n); each further match O(log n) at worst. Priorities are a hash that
+is salted for each process: who could foretell them could choose ranges that make the tree a list,
+which is slow and, since the code recurses, wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Generic, TypeVar
-from zlib import crc32
 
 T = TypeVar("T")
 Range = tuple[bytes, bytes | None]
@@ -23,7 +23,7 @@ class _Node(Generic[T]):
         self.low = low
         self.high = high
         self.value = value
-        self.priority = crc32(low + b"\x00" + (high if high is not None else b"\xff\xff"))
+        self.priority = hash((low, high))
         self.left: _Node[T] | None = None
         self.right: _Node[T] | None = None
         self.reach: bytes | None = high
