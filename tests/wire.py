@@ -88,7 +88,8 @@ class Client:
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
+                # Also the time that a connection has to come about.
+                ("grpc.min_reconnect_backoff_ms", 10_000),
                 ("grpc.max_reconnect_backoff_ms", 200),
                 *options,
             ],

@@ -26,6 +26,8 @@ ANSWER_SECONDS_MAX = 30.0
 START_SECONDS_MAX = 60.0
 LONG_TTL_S = 10_000
 STATES_COMPARED = 5
+#: Watchers must not fall behind this far while the server is away.
+COMPACT_BEHIND = (500, 900)
 
 #: Refusals that the workload itself brings about.
 EXPECTED_REFUSALS = ("requested lease not found", "has been compacted")
@@ -97,12 +99,17 @@ class Follower:
 class Lives:
     """The load on one endpoint, over any number of its lives."""
 
-    def __init__(self, endpoint: str, seed: int, clients: int = 8) -> None:
+    def __init__(
+        self, endpoint: str, seed: int, clients: int = 8, *, compacting: bool = False
+    ) -> None:
+        """`compacting`: another client compacts all the time, some way behind the others."""
+        self.compacting = compacting
         self.endpoint = endpoint
         self.rng = random.Random(seed)
         self.recorder = Recorder()
         self.follower = Follower(endpoint)
-        self.hashes: dict[int, int] = {}
+        self.hashes: dict[tuple[int, int], int] = {}
+        """By revision and the compact revision at which they were taken."""
         self.faults: list[str] = []
         self._stop = asyncio.Event()
         self._count = clients
@@ -121,6 +128,8 @@ class Lives:
             )
         self._tasks.append(asyncio.create_task(self.follower.run()))
         self._tasks.append(asyncio.create_task(self._take_hashes()))
+        if self.compacting:
+            self._tasks.append(asyncio.create_task(self._compact()))
 
     async def progress(self, revisions: int) -> None:
         """Waits until this many more revisions were acknowledged, so that a life has content."""
@@ -144,6 +153,17 @@ class Lives:
                 raise result
         await asyncio.gather(*(client.close() for client in self._clients))
 
+    async def _compact(self) -> None:
+        async with wire.Client(self.endpoint) as client:
+            while True:
+                await asyncio.sleep(0.05)
+                revision = self.recorder.known - self.rng.randrange(*COMPACT_BEHIND)
+                if revision > self.recorder.compacted:
+                    request = rpc_pb2.CompactionRequest(
+                        revision=revision, physical=self.rng.random() < 0.3
+                    )
+                    await self.recorder.do(client, -1, "Compact", request, wait_for_ready=True)
+
     async def _take_hashes(self) -> None:
         """HashKV of revisions that are over, to be compared in later lives (I5)."""
         async with wire.Client(self.endpoint) as client:
@@ -166,10 +186,12 @@ class Lives:
             return
         if answer.hash_revision not in (0, revision):
             self.faults.append(f"I5: asked for the hash of {revision}: {answer}")
-        known = self.hashes.setdefault(revision, answer.hash)
+        compacted = answer.compact_revision
+        known = self.hashes.setdefault((revision, compacted), answer.hash)
         if known != answer.hash:
             self.faults.append(
-                f"I5: HashKV of revision {revision} was {known}, is {answer.hash} after recovery"
+                f"I5: HashKV of revision {revision}, compacted at {compacted}, was {known} "
+                f"and is {answer.hash}"
             )
 
     async def judge(self) -> Verdict:
@@ -177,13 +199,15 @@ class Lives:
         verdict = Verdict()
         async with wire.Client(self.endpoint) as client:
             last = await client.revision()
-            whole = await _history(client, last)
+            compacted = await self._compacted(client)
+            whole = await _history(client, max(2, compacted), last)
+            # What was compacted is known from those who watched it.
             observed: dict[int, list[kv_pb2.Event]] = {}
-            for answer in whole.responses:
-                for event in answer.events:
-                    observed.setdefault(event.kv.mod_revision, []).append(event)
-            # Leases may go on ending meanwhile; what is later than `last` is another story.
-            observed = {n: events for n, events in observed.items() if n <= last}
+            for session in [*self.follower.sessions, whole]:
+                for revision, events in session.by_revision().items():
+                    # Leases may go on ending meanwhile; what is later is another story.
+                    if revision <= last:
+                        observed[revision] = events
             assembly = history.assemble(self.recorder.ops, observed, last)
             log = verdict.log = assembly.log
             verdict.happened = assembly.happened
@@ -197,10 +221,10 @@ class Lives:
                     _cut_after(session, last)
                     verdict.faults += checks.check(session, log, last if session is whole else 0)
                     verdict.watched += session.delivered
-            await self._compare_states(client, verdict)
-            for revision in list(self.hashes):
-                await self._compare_hash(client, revision)
-            await self._compare_hash(client, last)
+            await self._compare_states(client, verdict, max(1, compacted))
+            for revision in {revision for revision, _ in self.hashes} | {last}:
+                if revision >= compacted:
+                    await self._compare_hash(client, revision)
             verdict.faults += await _lease_faults(client, self.recorder.ops, log, last)
         verdict.faults += self.faults
         counts = self.recorder.outcomes()
@@ -208,10 +232,38 @@ class Lives:
         verdict.hashes = len(self.hashes)
         return verdict
 
-    async def _compare_states(self, client: wire.Client, verdict: Verdict) -> None:
+    async def _compacted(self, client: wire.Client) -> int:
+        """The compact revision of the store: at least what was acknowledged, if not more (I1)."""
+        call = client.stream("Watch")
+        request = rpc_pb2.WatchCreateRequest(key=b"\x00", start_revision=1)
+        await call.write(rpc_pb2.WatchRequest(create_request=request))
+        compacted = 0
+        progress = rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            answer = await call.read()
+            assert answer.created
+            # It is cancelled for compaction, or says that it is synced.
+            while not (answer.canceled or answer.watch_id == -1):
+                await call.write(progress)
+                try:
+                    answer = await asyncio.wait_for(asyncio.shield(call.read()), 1.0)
+                except TimeoutError:
+                    continue
+        if answer.canceled:
+            compacted = answer.compact_revision
+        call.cancel()
+        asked = [op.request.revision for op in self.recorder.ops if op.method == "Compact"]
+        if not self.recorder.compacted <= compacted <= max(asked, default=0):
+            self.faults.append(
+                f"I1: compacted at {compacted}; {self.recorder.compacted} was acknowledged, "
+                f"{max(asked, default=0)} asked for"
+            )
+        return compacted
+
+    async def _compare_states(self, client: wire.Client, verdict: Verdict, oldest: int) -> None:
         log = verdict.log
-        some = [self.rng.randrange(1, log.last + 1) for _ in range(STATES_COMPARED)]
-        for revision in [log.last, *some]:
+        some = [self.rng.randrange(oldest, log.last + 1) for _ in range(STATES_COMPARED)]
+        for revision in [oldest, log.last, *some]:
             if await client.everything(revision) != log.state_at(revision):
                 verdict.faults.append(f"I1: the state at {revision} is not what the log makes")
 
@@ -232,13 +284,13 @@ def _cut_after(session: Session, last: int) -> None:
     session.responses = kept
 
 
-async def _history(client: wire.Client, last: int) -> Session:
-    """All events from the first revision to `last`, by a watch."""
+async def _history(client: wire.Client, first: int, last: int) -> Session:
+    """All events from one revision to another, by a watch."""
     request = rpc_pb2.WatchCreateRequest(
-        key=b"\x00", range_end=b"\x00", start_revision=2, prev_kv=True
+        key=b"\x00", range_end=b"\x00", start_revision=first, prev_kv=True
     )
     session = Session(request)
-    if last < 2:
+    if last < first:
         session.created_revision = last
         return session
     call = client.stream("Watch")

@@ -34,10 +34,15 @@ def _judge(verdict: Verdict, seed: int) -> None:
 
 
 async def _live_and_die(
-    process: peers.Process, seed: int, kills: int, *, in_recovery: bool = False
+    process: peers.Process,
+    seed: int,
+    kills: int,
+    *,
+    in_recovery: bool = False,
+    compacting: bool = False,
 ) -> Verdict:
     """`kills` lives under load, each ended by SIGKILL, and two more recoveries to compare."""
-    lives = Lives(process.endpoint, seed)
+    lives = Lives(process.endpoint, seed, compacting=compacting)
     rng = random.Random(seed)
     await lives.start()
     try:
@@ -76,6 +81,14 @@ def test_kill_while_snapshots_are_taken(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)
+def test_kill_while_compacting(tmp_path: Path, seed: int) -> None:
+    """R8, R9: what compaction leaves, and its revision, survive, by journal and by snapshot."""
+    with peers.start_jotd(tmp_path / "data", ["--snapshot-count=60"], journal="file") as jotd:
+        run = _live_and_die(jotd, seed, (KILLS + 2) * wire.scale(), compacting=True)
+        _judge(asyncio.run(run), seed)
+
+
+@pytest.mark.parametrize("seed", wire.seeds(1), ids=str)
 def test_kill_during_recovery(tmp_path: Path, seed: int) -> None:
     """Recovery may be cut anywhere, as often as it likes, and changes nothing."""
     with peers.start_jotd(tmp_path / "data", ["--snapshot-count=300"], journal="file") as jotd:
@@ -109,7 +122,7 @@ def test_terminate_under_load(tmp_path: Path, seed: int) -> None:
 def test_etcd_passes(tmp_path: Path, seed: int) -> None:
     """The harness is right: etcd passes it."""
     with peers.start_etcd(tmp_path) as etcd:
-        _judge(asyncio.run(_live_and_die(etcd, seed, 2)), seed)
+        _judge(asyncio.run(_live_and_die(etcd, seed, 3)), seed)
 
 
 @pytest.fixture

@@ -48,6 +48,16 @@ class Session:
                 after = max(after, response.header.revision + 1)
         return after
 
+    def by_revision(self) -> dict[int, list[kv_pb2.Event]]:
+        """The events received, by revision; without one that was cut within its fragments."""
+        found: dict[int, list[kv_pb2.Event]] = {}
+        for response in self.responses:
+            for event in response.events:
+                found.setdefault(event.kv.mod_revision, []).append(event)
+        if self.responses and self.responses[-1].fragment:
+            found.pop(self.responses[-1].events[-1].kv.mod_revision)
+        return found
+
     @property
     def delivered(self) -> int:
         """Events received."""

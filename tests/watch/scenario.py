@@ -101,6 +101,7 @@ async def run(endpoint: str, seed: int, size: Size, *, etcd_faults: bool = False
     clients = [wire.Client(endpoint) for _ in range(size.writers + 1)]
     try:
         await reference.start()
+        await _grant_one_lease(recorder, clients[0])
         tasks = [
             asyncio.create_task(
                 Writer(recorder, n, random.Random(rng.random()), Mix()).run(
@@ -132,11 +133,8 @@ async def run(endpoint: str, seed: int, size: Size, *, etcd_faults: bool = False
             stream.calm = True
         if not await reference.ask_progress(last):
             verdict.faults.append("bookmarkable: the reference watch got no progress answer")
-        observed: dict[int, list[kv_pb2.Event]] = {}
         (session,) = reference.watchers[0].sessions
-        for answer in session.responses:
-            for event in answer.events:
-                observed.setdefault(event.kv.mod_revision, []).append(event)
+        observed = session.by_revision()
         assembly = history.assemble(recorder.ops, observed, last)
         verdict.faults += assembly.faults
         verdict.faults += [f"error: {op} {op.error}" for op in recorder.ops if _unexpected(op)]
@@ -162,6 +160,17 @@ async def run(endpoint: str, seed: int, size: Size, *, etcd_faults: bool = False
     acked = {op.revision for op in recorder.ops if history.wrote(op)} if recorder.ops else set()
     verdict.ended_leases = sum(r not in acked for r in range(2, last + 1))
     return verdict
+
+
+async def _grant_one_lease(recorder: Recorder, client: wire.Client) -> None:
+    """A lease that ends by itself while the run goes on, with keys that no writer touches."""
+    grant = rpc_pb2.LeaseGrantRequest(ID=4711, TTL=2)
+    await recorder.do(client, -1, "LeaseGrant", grant)
+    # Writers shall not use it: one that is revoked proves nothing about expiry.
+    recorder.leases.clear()
+    for key in (b"zz/leased", b"zz/leased too"):
+        put = rpc_pb2.PutRequest(key=key, value=b"for a while", lease=4711)
+        await recorder.do(client, -1, "Put", put)
 
 
 def _unexpected(op: history.Op) -> bool:

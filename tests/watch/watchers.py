@@ -80,6 +80,7 @@ class WatchStream:
         self._asked: deque[Watcher] = deque()
         self._by_id: dict[int, Watcher] = {}
         self._cancelling: set[int] = set()
+        self._crossed: set[int] = set()
         self._next_id = 1000
         self._changed = asyncio.Event()
         self._progress_answers = 0
@@ -126,6 +127,7 @@ class WatchStream:
         self._call = self._client.stream("Watch")
         self._by_id.clear()
         self._cancelling.clear()
+        self._crossed.clear()
         self._asked.clear()
         for watcher in self.watchers:
             await self._create(watcher)
@@ -189,7 +191,14 @@ class WatchStream:
             if not answer.canceled:
                 return
         if answer.canceled:
-            watcher = self._by_id.pop(answer.watch_id)
+            owner = self._by_id.pop(answer.watch_id, None)
+            if owner is None:
+                # Cancelled by compaction when our own request was under way: etcd answers both.
+                if answer.watch_id not in self._crossed:
+                    self.faults.append(f"cancelled, but not there: {answer}")
+                self._crossed.discard(answer.watch_id)
+                return
+            watcher = owner
             session = watcher.session
             asked = answer.watch_id in self._cancelling
             self._cancelling.discard(answer.watch_id)
@@ -197,6 +206,8 @@ class WatchStream:
             if answer.compact_revision:
                 session.ended = checks.COMPACTED
                 session.compact_revision = answer.compact_revision
+                if asked:
+                    self._crossed.add(answer.watch_id)
             elif not asked:
                 self.faults.append(f"cancelled without being asked: {answer} of {session}")
                 return
