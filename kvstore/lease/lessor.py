@@ -8,9 +8,10 @@ again, as in etcd.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
 from math import ceil
+
+from sortedcontainers import SortedList
 
 from kvstore.mvcc.buckets import BucketedDict
 from kvstore.mvcc.errors import LeaseExists, LeaseNotFound, LeaseTTLTooLarge
@@ -18,6 +19,9 @@ from kvstore.mvcc.errors import LeaseExists, LeaseNotFound, LeaseTTLTooLarge
 MAX_TTL_S = 9_000_000_000
 MIN_TTL_S = 2
 """etcd's floor: one and a half election timeouts of its default, rounded up."""
+
+NAME_AGAIN_S = 1.0
+"""After this long without a revoke a lease whose time is up is named again."""
 
 _SMALL_SET = 4096
 
@@ -58,14 +62,18 @@ class LeaseKeys:
 
 
 class Lease:
-    """One lease. `expires_at` is in seconds of the caller's clock."""
+    """One lease. Times are in seconds of the caller's clock.
 
-    __slots__ = ("expires_at", "id", "keys", "ttl_s")
+    `look_at` is when `Lessor.due` will look at it: its expiry, or later if it was named already.
+    """
+
+    __slots__ = ("expires_at", "id", "keys", "look_at", "ttl_s")
 
     def __init__(self, lease_id: int, ttl_s: int, expires_at: float) -> None:
         self.id = lease_id
         self.ttl_s = ttl_s
         self.expires_at = expires_at
+        self.look_at = expires_at
         self.keys = LeaseKeys()
 
     def remaining_s(self, now: float) -> float:
@@ -78,7 +86,7 @@ class Lessor:
 
     def __init__(self) -> None:
         self._leases: BucketedDict[int, Lease] = BucketedDict(bits=8)
-        self._due: list[tuple[float, int]] = []
+        self._due: SortedList = SortedList()  # (look_at, id) of every lease, once
         self._capture: LeaseCapture | None = None
         self.granted = 0
         self.revoked = 0
@@ -105,9 +113,12 @@ class Lessor:
 
     def grant(self, lease_id: int, ttl_s: int, now: float) -> Lease:
         """Add a lease; `ttl_s` is at least MIN_TTL_S already."""
+        former = self._leases.get(lease_id)
+        if former is not None:
+            self._due.remove((former.look_at, lease_id))
         lease = Lease(lease_id, ttl_s, now + ttl_s)
         self._leases[lease_id] = lease
-        heapq.heappush(self._due, (lease.expires_at, lease_id))
+        self._due.add((lease.look_at, lease_id))
         self.granted += 1
         if self._capture is not None:
             self._capture.granted(lease_id)
@@ -118,6 +129,7 @@ class Lessor:
         lease = self._leases.pop(lease_id)
         if lease is not None:
             self.revoked += 1
+            self._due.remove((lease.look_at, lease_id))
             if self._capture is not None:
                 self._capture.revoked(lease)
         return lease
@@ -128,16 +140,20 @@ class Lessor:
         if lease is None or lease.expires_at <= now:
             raise LeaseNotFound
         lease.expires_at = now + lease.ttl_s
+        self._look_at(lease, lease.expires_at)
         self.renewed += 1
         return lease.ttl_s
 
     def renew_all(self, now: float) -> None:
         """Give every lease its full TTL again: after a restart, or a change of leader."""
-        self._due = []
         for lease in self._leases.values():
-            lease.expires_at = now + lease.ttl_s
-            self._due.append((lease.expires_at, lease.id))
-        heapq.heapify(self._due)
+            lease.expires_at = lease.look_at = now + lease.ttl_s
+        self._due = SortedList((lease.look_at, lease.id) for lease in self._leases.values())
+
+    def _look_at(self, lease: Lease, when: float) -> None:
+        self._due.remove((lease.look_at, lease.id))
+        lease.look_at = when
+        self._due.add((when, lease.id))
 
     def move(self, key: bytes, old: int, new: int) -> None:
         """A key's version with lease `old` was replaced by one with lease `new`; 0: none."""
@@ -153,18 +169,16 @@ class Lessor:
                 lease.keys.add(key)
 
     def due(self, now: float, limit: int) -> list[int]:
-        """Up to `limit` leases whose time is up. They are named again by later calls."""
+        """Up to `limit` leases whose time is up. Named again after `NAME_AGAIN_S` if still there.
+
+        O(limit log n), however many were renewed: each lease stands in the order once.
+        """
         found: list[int] = []
         while self._due and self._due[0][0] <= now and len(found) < limit:
-            _, lease_id = heapq.heappop(self._due)
-            lease = self._leases.get(lease_id)
-            if lease is None:
-                continue
-            if lease.expires_at <= now:
-                found.append(lease_id)
-                heapq.heappush(self._due, (now + 1.0, lease_id))
-            else:
-                heapq.heappush(self._due, (lease.expires_at, lease_id))
+            lease = self._leases.get(self._due[0][1])
+            assert lease is not None
+            found.append(lease.id)
+            self._look_at(lease, now + NAME_AGAIN_S)
         return found
 
     def parts(self) -> Iterator[list[Lease]]:

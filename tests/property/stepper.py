@@ -46,7 +46,7 @@ SLICES = {
     "kvstore.api.range_stream.SLICE": 3,
     "kvstore.api.range_stream.FIRST_CHUNK_KEYS": 2,
     "kvstore.api.writes.STAND_IN_KEYS": 2,
-    "kvstore.api.watch.RESPONSE_BYTES": 60,
+    "kvstore.api.watch.RESPONSE_BYTES": 300,
 }
 
 

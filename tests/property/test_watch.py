@@ -1,4 +1,4 @@
-"""Watches against the model's event log, with slow clients, compaction and slices in between (I4, R7).
+"""Watches against the model's event log: slow clients, compaction, slices in between (I4, R7).
 
 Every response of every stream is looked at in order: events are those of the log, whole revisions,
 each once; a cancelled watch missed nothing that could still be read; a progress notification of R
@@ -23,7 +23,7 @@ from tests.property.stepper import Stepper, small_slices
 from tests.property.test_store import METHODS
 from tests.unit.node.world import FakeCall, FakeStream
 
-FRAGMENT_BYTES = 90
+FRAGMENT_BYTES = 120
 
 
 @pytest.fixture(autouse=True)
