@@ -23,6 +23,9 @@ State = dict[bytes, kv_pb2.KeyValue]
 
 SNAPSHOT_EVERY = 256
 
+#: What may make a revision.
+WRITES = {"Put", "DeleteRange", "Txn", "LeaseRevoke"}
+
 
 @dataclass
 class Op:
@@ -326,7 +329,7 @@ def assemble(ops: Iterable[Op], observed: dict[int, Events], last: int) -> Assem
             result.faults.append(f"I3: revision used twice: {writes[op.revision]}; {op}")
         else:
             writes[op.revision] = op
-    open_ends = [op for op in ops if op.outcome == UNKNOWN and op.method != "LeaseGrant"]
+    open_ends = [op for op in ops if op.outcome == UNKNOWN and op.method in WRITES]
 
     log = result.log
     for revision in range(2, last + 1):

@@ -20,7 +20,7 @@ from tests.history import ACKED, REFUSED, Log, Op
 from tests.peers import Process
 from tests.watch import checks
 from tests.watch.checks import Session
-from tests.workload import Mix, Recorder, Writer
+from tests.workload import AMBIGUOUS, Mix, Recorder, Writer
 
 ANSWER_SECONDS_MAX = 30.0
 START_SECONDS_MAX = 60.0
@@ -173,7 +173,7 @@ class Lives:
                     try:
                         await self._compare_hash(client, self.recorder.known)
                     except grpc.aio.AioRpcError as error:
-                        if error.code() != grpc.StatusCode.UNAVAILABLE:
+                        if error.code() not in AMBIGUOUS:
                             raise
 
     async def _compare_hash(self, client: wire.Client, revision: int) -> None:
@@ -243,12 +243,11 @@ class Lives:
             answer = await call.read()
             assert answer.created
             # It is cancelled for compaction, or says that it is synced.
-            while not (answer.canceled or answer.watch_id == -1):
+            reading = asyncio.create_task(call.read())
+            while not reading.done():
                 await call.write(progress)
-                try:
-                    answer = await asyncio.wait_for(asyncio.shield(call.read()), 1.0)
-                except TimeoutError:
-                    continue
+                await asyncio.wait({reading}, timeout=0.5)
+            answer = reading.result()
         if answer.canceled:
             compacted = answer.compact_revision
         call.cancel()

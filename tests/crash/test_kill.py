@@ -18,7 +18,7 @@ from tests.crash.lives import Lives, Verdict, in_thread_restart
 pytestmark = pytest.mark.timeout(300)
 
 FAULTS_SHOWN_MAX = 10
-KILLS = 5
+KILLS = 4
 
 
 def _show(verdict: Verdict, seed: int) -> str:
