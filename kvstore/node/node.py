@@ -108,7 +108,7 @@ class Node:
         self.proposer.on_failure = self._fail
         self.committer = Committer(self.state, self.hub, self.proposer, self.now)
         self.committer.on_compact = self._compact_physically
-        self.snapshotter = Snapshotter(self.journal, self.state, self.now)
+        self.snapshotter = Snapshotter(self.journal, self.state, self.now, recovery.damaged)
         self._auto_compaction = self.options.auto_compaction(self.now())
         self.appender.observe_append = self._appended
         self.appender.start(self.proposer, self.committer, tail)

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
+from google.protobuf.message import DecodeError
+
 from journal.contract import Corrupt, Journal, Opened
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
@@ -40,6 +42,7 @@ class Recovery:
         self._now = now
         self.snapshot_sequence = 0
         self.snapshot_bytes = 0
+        self.damaged: list[str] = []
 
     async def run(self, opened: Opened) -> State:
         """The state as of the journal's tail. Raises Corrupt when it cannot be rebuilt."""
@@ -73,7 +76,16 @@ class Recovery:
             sequence = snapshot_sequence(info.name)
             if sequence is None:
                 continue
-            if sequence > opened.tail or sequence + 1 < opened.oldest:
+            if sequence > opened.tail:
+                raise Corrupt(
+                    info.name,
+                    0,
+                    f"the snapshot is beyond the journal's last entry, {opened.tail}, so entries "
+                    f"that were acknowledged are gone",
+                    "Restore the journal from a copy; to go on without what it lost, remove the "
+                    "snapshot",
+                )
+            if sequence + 1 < opened.oldest:
                 log.warning("snapshot %s does not meet the journal, left alone", info.name)
                 continue
             try:
@@ -81,6 +93,7 @@ class Recovery:
             except Corrupt as error:
                 log.error("snapshot %s is damaged, trying an older one: %s", info.name, error)
                 damage = error
+                self.damaged.append(info.name)
                 continue
             self.snapshot_sequence = sequence
             self.snapshot_bytes = info.size
@@ -101,10 +114,9 @@ class Recovery:
         heads: list[dict[bytes, Version]] = [{} for _ in state.store.shards]
         async for chunk in self._journal.snapshots.read(name):
             if header is None:
-                header = record_pb2.SnapshotHeader.FromString(chunk)
-                _check_format(name, header)
+                header = _parse_header(name, chunk)
                 continue
-            part = record_pb2.SnapshotChunk.FromString(chunk)
+            part = parse_chunk(name, chunk)
             for lease in part.leases:
                 state.lessor.grant(lease.id, lease.ttl_s, self._now())
             _load_versions(state, heads, part)
@@ -126,11 +138,27 @@ class Recovery:
         return state
 
 
-def _check_format(name: str, header: record_pb2.SnapshotHeader) -> None:
+def _parse_header(name: str, chunk: bytes) -> record_pb2.SnapshotHeader:
+    try:
+        header = record_pb2.SnapshotHeader.FromString(chunk)
+    except DecodeError:
+        raise Corrupt(name, 0, "the snapshot's header is none", "An older one serves") from None
     if header.format != SNAPSHOT_FORMAT:
         raise Corrupt(
             name, 0, f"snapshot format {header.format} is unknown", "Use the version that wrote it"
         )
+    return header
+
+
+def parse_chunk(name: str, chunk: bytes) -> record_pb2.SnapshotChunk:
+    """A chunk after the header. Raises Corrupt."""
+    try:
+        part = record_pb2.SnapshotChunk.FromString(chunk)
+    except DecodeError:
+        raise Corrupt(name, 0, "a chunk of the snapshot is none", "An older one serves") from None
+    if part.positions and len(part.positions) != len(part.versions):
+        raise Corrupt(name, 0, "versions without positions", "An older snapshot serves")
+    return part
 
 
 def _load_versions(

@@ -11,12 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from journal.contract import Corrupt, Journal, JournalError
 from kvstore.mvcc.store import Store
 from kvstore.mvcc.wire import varint
-from kvstore.node.recovery import SNAPSHOT_FORMAT, snapshot_name, snapshot_sequence
+from kvstore.node.recovery import (
+    SNAPSHOT_FORMAT,
+    parse_chunk,
+    snapshot_name,
+    snapshot_sequence,
+)
 from kvstore.node.state import State
 from kvstore.pb import record_pb2
 
@@ -30,10 +35,18 @@ KEEP = 2
 class Snapshotter:
     """Takes one snapshot at a time."""
 
-    def __init__(self, journal: Journal, state: State, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        state: State,
+        now: Callable[[], float],
+        damaged: Collection[str] = (),
+    ) -> None:
+        """`damaged`: snapshots that recovery could not read; the next sound one replaces them."""
         self._journal = journal
         self._state = state
         self._now = now
+        self._damaged = set(damaged)
         self.running = False
         self.taken = 0
         self.failed = 0
@@ -66,6 +79,7 @@ class Snapshotter:
                     else:
                         await asyncio.sleep(0)
             size = await self._verify(name)
+            self._damaged.discard(name)
             await self._drop_older(sequence)
         except (JournalError, OSError) as error:
             self.failed += 1
@@ -107,9 +121,14 @@ class Snapshotter:
 
     async def _verify(self, name: str) -> int:
         """Read a snapshot back to its end. Raises Corrupt. Returns its length in bytes."""
+        # Until it is known to be sound nothing may rely on it.
+        self._damaged.add(name)
         size = 0
         async for chunk in self._journal.snapshots.read(name):
+            if size:
+                parse_chunk(name, chunk)
             size += len(chunk)
+            await asyncio.sleep(0)
         if not size:
             raise Corrupt(name, 0, "the snapshot reads back empty", "It will be taken again")
         return size
@@ -121,10 +140,11 @@ class Snapshotter:
             at = snapshot_sequence(info.name)
             if at is None or at > sequence:
                 continue
-            if len(kept) < KEEP:
+            if info.name not in self._damaged and len(kept) < KEEP:
                 kept.append(at)
             else:
                 await snapshots.delete(info.name)
+                self._damaged.discard(info.name)
         await self._journal.trim((kept[-1] if len(kept) == KEEP else 0) + 1)
 
 
@@ -146,7 +166,9 @@ def _version_chunks(store: Store, revision: int) -> Iterator[bytes]:
         for end, version in enumerate(batch, 1):
             size += len(version.framed)
             if size >= CHUNK_BYTES or end == len(batch):
-                part = batch[start:end]
+                # Compaction goes on while earlier chunks are written: what it buried since the
+                # batch was read was below the pinned revision, and nobody's to read.
+                part = [version for version in batch[start:end] if version.framed]
                 positions = b""
                 if any(v.sub for v in part):
                     packed = b"".join([varint(v.sub) for v in part])

@@ -6,12 +6,15 @@ of an event loop there is a list of what could go on, and a test that chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
 
-from journal.memory import MemoryJournal, MemoryStorage
+from journal.contract import SnapshotWriter
+from journal.memory import MemoryJournal, MemorySnapshots, MemoryStorage
 from kvstore.api.service import EtcdService, ServiceOptions
 from kvstore.node import records
 from kvstore.node.committer import Committer
@@ -37,7 +40,8 @@ SLICES = {
     "kvstore.node.state.SLICE": 3,
     "kvstore.node.committer.SLICE": 3,
     "kvstore.node.proposer.ANSWERS": 2,
-    "kvstore.node.snapshotter.CHUNK_VERSIONS": 3,
+    "kvstore.node.snapshotter.CHUNK_VERSIONS": 5,
+    "kvstore.node.snapshotter.CHUNK_BYTES": 30,
     "kvstore.watch.hub.SLICE": 3,
     "kvstore.watch.hub.WAKES": 2,
     "kvstore.watch.hub._RECENT": 2,
@@ -105,6 +109,24 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
             return result
 
 
+class _SlowWriter:
+    """Waits in each write, as a disk does."""
+
+    def __init__(self, writer: SnapshotWriter) -> None:
+        self._writer = writer
+
+    async def write(self, chunk: bytes) -> None:
+        await asyncio.sleep(0)
+        await self._writer.write(chunk)
+
+
+class _SlowSnapshots(MemorySnapshots):
+    @asynccontextmanager
+    async def _writing(self, name: str) -> AsyncIterator[SnapshotWriter]:
+        async with super()._writing(name) as writer:
+            yield _SlowWriter(writer)
+
+
 class Stepper:
     """The node's place, for the service and for the test."""
 
@@ -112,6 +134,7 @@ class Stepper:
         self.options = NodeOptions()
         self.slicer = Jobs()
         self.journal = MemoryJournal(storage)
+        self.journal.snapshots = _SlowSnapshots(self.journal.storage, self.journal._check)
         opened = at_once(self.journal.open())
         self.state: State = at_once(Recovery(self.journal, table(), self.now).run(opened))
         self.storage = self.journal.storage

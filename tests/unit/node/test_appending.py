@@ -1,4 +1,4 @@
-"""The journal's bad answers: unknown, conflict, poison, and what the node makes of them (R5, I10)."""
+"""Bad answers of the journal: unknown, conflict, poison, and what is made of them (R5, I10)."""
 
 from __future__ import annotations
 
