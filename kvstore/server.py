@@ -32,9 +32,7 @@ from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import health_pb2, rpc_pb2
 from kvstore.runtime.collector import CollectorPolicy
 from kvstore.stats import NodeStats
-from kvstore.transport import grpcqueue
 from kvstore.transport.grpcio import GrpcioTransport
-from kvstore.transport.grpcqueue import QueueTransport
 from partitioner import table as partitions
 
 log = logging.getLogger(__name__)
@@ -147,7 +145,7 @@ class _Server:
         stats = NodeStats(node, service, config.warning_apply_duration_s)
         metrics = Metrics(stats, rpc, health, stalls, self._collector.pause_s)
         progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
-        transport = _transport(config)
+        transport = GrpcioTransport(config.transport)
         http = HttpServer(Endpoints(LocalClient(service), health, metrics).handle)
         try:
             await transport.start(CountingService(service, rpc))
@@ -177,15 +175,6 @@ class _Server:
             return EXIT_FAILED
         log.info("every request is answered, and no more are taken")
         return EXIT_OK
-
-
-def _transport(config: ServeConfig) -> GrpcioTransport | QueueTransport:
-    if config.transport_name == "grpcio-aio":
-        return GrpcioTransport(config.transport)
-    if grpcqueue.available():
-        return QueueTransport(config.transport)
-    log.warning("this version of grpcio is not known: using --transport=grpcio-aio")
-    return GrpcioTransport(config.transport)
 
 
 def _methods() -> Iterator[str]:

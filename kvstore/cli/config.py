@@ -44,8 +44,6 @@ class ServeConfig:
     journal: str
     partitions: Path | None
     transport: TransportOptions
-    transport_name: str
-    """grpcio or grpcio-aio."""
     http_urls: tuple[ListenUrl, ...]
     advertise_client_urls: tuple[str, ...]
     quota_bytes: int | None
@@ -111,7 +109,6 @@ def _build(parsed: Parsed) -> ServeConfig:
             keepalive_interval_s=v["grpc-keepalive-interval"],
             keepalive_timeout_s=v["grpc-keepalive-timeout"],
         ),
-        transport_name=v["transport"],
         http_urls=http_urls,
         advertise_client_urls=advertised,
         quota_bytes=None if quota < 0 else quota or QUOTA_DEFAULT_BYTES,

@@ -178,9 +178,9 @@ _SERVED = (
     _flag(
         "Journal and shards (jotd's own)",
         "transport",
-        values.one_of("grpcio", "grpcio-aio", "native"),
+        values.one_of("grpcio", "native"),
         "grpcio",
-        "What serves gRPC: grpcio, or grpcio-aio for grpc.aio, which is slower and all public API.",
+        "What serves gRPC: grpcio.",
     ),
     # --- Compaction and watches
     _flag(

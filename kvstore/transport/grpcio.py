@@ -4,9 +4,8 @@ grpc.aio runs one coroutine for each call, which costs about a hundred microseco
 done inside; that price stops here. Unary calls which arrived in one turn of the loop reach the
 service as one batch, and the service sees neither coroutines nor futures.
 
-Every method is served as a request *stream*, the unary ones too: gRPC core then leaves the
-counting of messages to this module. As a unary method, a call without a message would stay open
-for as long as its client likes, since grpc.aio sends no status for it.
+A unary call whose client never sends its message stays open for as long as the client likes, since
+grpc.aio sends no status for it. It costs what an idle stream costs.
 """
 
 from __future__ import annotations
@@ -174,7 +173,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             )
         if kind is Kind.UNARY:
             serve = _unary(method, self.request_bytes_max, self._batcher)
-            handler = grpc.stream_unary_rpc_method_handler(serve)
+            handler = grpc.unary_unary_rpc_method_handler(serve)
         else:
             handler = grpc.stream_stream_rpc_method_handler(self._stream(method, kind))
         self._handlers[method] = handler
@@ -202,13 +201,8 @@ def _refusal(message: str) -> Callable[[Any, Any], Awaitable[None]]:
 
 def _unary(
     method: str, request_bytes_max: int, batcher: _Batcher
-) -> Callable[[Any, Any], Awaitable[bytes]]:
-    async def serve(_requests: Any, context: Any) -> bytes:
-        request = await context.read()
-        if request is _EOF:
-            context.set_code(grpc.StatusCode.INTERNAL)
-            context.set_details(NO_REQUEST)
-            return b""
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def serve(request: bytes, context: Any) -> bytes:
         if len(request) > request_bytes_max:
             context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
             context.set_details(too_large(len(request), request_bytes_max))

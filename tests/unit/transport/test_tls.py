@@ -36,7 +36,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("transport", ["grpcio", "grpcio-aio"])
+@pytest.mark.parametrize("transport", ["grpcio"])
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls(pki: Path, tmp_path: Path, transport: str, mutual: bool) -> None:
     extra = [f"--trusted-ca-file={pki}/ca.crt", "--client-cert-auth"] if mutual else []

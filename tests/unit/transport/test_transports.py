@@ -19,7 +19,6 @@ import uvloop
 from kvstore.transport.address import parse_listen_url
 from kvstore.transport.grpccore import STOPPED
 from kvstore.transport.grpcio import GrpcioTransport
-from kvstore.transport.grpcqueue import QueueTransport, available
 from kvstore.transport.options import TransportOptions
 from kvstore.transport.seam import Call, Code, Kind, Stream
 
@@ -108,14 +107,14 @@ class Service:
         return handler
 
 
-@pytest.fixture(autouse=True, params=["aio", "queue"])
+@pytest.fixture(autouse=True, params=["grpcio"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs on every transport: which one it is must not be observable."""
-    kinds = {"aio": GrpcioTransport, "queue": QueueTransport}
+    kinds = {"grpcio": GrpcioTransport}
     monkeypatch.setattr(sys.modules[__name__], "Transport", kinds[request.param])
 
 
-Transport: type[GrpcioTransport] | type[QueueTransport] = GrpcioTransport
+Transport: type[GrpcioTransport] = GrpcioTransport
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -124,9 +123,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @asynccontextmanager
-async def serving(
-    service: Service, **options: Any
-) -> AsyncIterator[tuple[str, GrpcioTransport | QueueTransport]]:
+async def serving(service: Service, **options: Any) -> AsyncIterator[tuple[str, GrpcioTransport]]:
     url = parse_listen_url("http://127.0.0.1:0")
     transport = Transport(TransportOptions(listen=(url,), **options))
     await transport.start(service)
@@ -154,10 +151,6 @@ async def status(awaitable: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         await awaitable
     return caught.value.code(), caught.value.details()
-
-
-def test_grpc_has_what_the_queue_transport_is_written_for() -> None:
-    assert available()
 
 
 def test_unary_calls_are_answered_in_batches() -> None:
@@ -347,11 +340,6 @@ def test_a_server_stream_gets_its_one_message() -> None:
             stream = channel.stream_stream("/t.S/List")(timeout=WAIT_S)
             await stream.done_writing()
             code, text = await status(stream.read())
-            assert code is grpc.StatusCode.INTERNAL
-            assert "received no request message" in text
-            stream = channel.stream_unary("/t.S/Echo")(timeout=WAIT_S)
-            await stream.done_writing()
-            code, text = await status(stream)
             assert code is grpc.StatusCode.INTERNAL
             assert "received no request message" in text
 
