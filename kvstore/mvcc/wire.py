@@ -10,9 +10,7 @@ from __future__ import annotations
 from kvstore.pb.kv_pb2 import KeyValue
 
 _MASK64 = (1 << 64) - 1
-_LAST = tuple(
-    bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000)
-)
+_LAST = tuple(bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000))
 _MORE = tuple(bytes((n & 0x7F | 0x80, n >> 7 | 0x80)) for n in range(0x4000))
 """Fourteen bits as the end of a varint, and as a part that is not its end."""
 
