@@ -1,7 +1,8 @@
 """RangeStream (etcd 3.7): one range in chunks, at one pinned revision.
 
-The client sets the pace, so nothing is pinned against compaction: each chunk resumes by key, and
-a stream that compaction overtakes ends with Compacted, as in etcd (R10).
+The client sets the pace, so nothing is pinned from one chunk to the next: each resumes by key, and
+a stream that compaction overtakes ends with Compacted, as in etcd. While one chunk is made, in
+slices that the server paces, its revision is pinned (R10).
 """
 
 from __future__ import annotations
@@ -102,38 +103,64 @@ class RangeStream:
             raise error
 
     def _chunk_steps(self, request: pb.RangeRequest) -> Steps[None]:
+        while not self._closed and self._stream.room > 0:
+            self._store.read_revision(self._revision)
+            pin = self._store.pins.take(self._revision, self._now())
+            try:
+                answer, last = yield from self._answer_steps(request)
+                pin.check()
+            finally:
+                self._store.pins.release(pin)
+            if self._closed:
+                return
+            nbytes = self._send(answer)
+            if last:
+                self._closed = True
+                self._stream.close()
+                return
+            self._adjust(nbytes)
+            yield
+
+    def _answer_steps(self, request: pb.RangeRequest) -> Steps[tuple[bytes, bool]]:
+        """The next chunk, and whether it is the last."""
         reader = StoreReader(self._store, self._now())
         if request.count_only:
             count = yield from reader.count_steps(self._low, self._high, self._revision)
-            self._send_last(KeyValues(request, self._header()), False, count)
-            return
+            return KeyValues(request, self._header()).finish(False, count), True
         limit = max(request.limit, 0)
-        while not self._closed and self._stream.room > 0:
-            self._store.read_revision(self._revision)
-            size = min(self._chunk_keys, limit - self._sent) if limit else self._chunk_keys
-            found: list[Version] = []
-            yield from reader.range_steps(
-                self._low, self._high, self._revision, size + 1, found.extend
-            )
-            more = len(found) > size
-            found = found[:size]
-            self._sent += len(found)
-            if found:
-                self._low = found[-1].key + b"\x00"
-            last = not more or self._sent == limit
-            answer = KeyValues(request, self._header() if last else b"")
-            for at in range(0, len(found), SLICE):
-                answer.add(found[at : at + SLICE])
-                if at + SLICE < len(found):
-                    yield
-            if last:
-                count = self._sent
-                if more:
-                    count += yield from reader.count_steps(self._low, self._high, self._revision)
-                self._send_last(answer, more, count)
-                return
-            self._adjust(self._send(answer.finish(False, 0)))
-            yield
+        size = min(self._chunk_keys, limit - self._sent) if limit else self._chunk_keys
+        found: list[Version] = []
+        yield from reader.range_steps(self._low, self._high, self._revision, size + 1, found.extend)
+        kept = self._fitting(found, size)
+        more = len(found) > kept
+        found = found[:kept]
+        self._sent += len(found)
+        if found:
+            self._low = found[-1].key + b"\x00"
+        last = not more or self._sent == limit
+        answer = KeyValues(request, self._header() if last else b"")
+        for at in range(0, len(found), SLICE):
+            answer.add(found[at : at + SLICE])
+            if at + SLICE < len(found):
+                yield
+        if not last:
+            return answer.finish(False, 0), False
+        count = self._sent
+        if more:
+            count += yield from reader.count_steps(self._low, self._high, self._revision)
+        return answer.finish(more, count), True
+
+    def _fitting(self, found: list[Version], size: int) -> int:
+        """How many of them make this chunk: `size`, or fewer if they are long (I8).
+
+        What the chunk before weighed says little when small objects stand before big ones.
+        """
+        nbytes = 0
+        for at, version in enumerate(found[:size]):
+            nbytes += len(version.framed)
+            if nbytes > 2 * self._chunk_bytes and at:
+                return at
+        return min(size, len(found))
 
     def _adjust(self, nbytes: int) -> None:
         """Aim at chunks of about `--max-request-bytes`, doubling and halving as etcd does."""
@@ -144,10 +171,6 @@ class RangeStream:
 
     def _header(self) -> bytes:
         return self._headers.at(self._header_revision)
-
-    def _send_last(self, answer: KeyValues, more: bool, count: int) -> None:
-        self._send(answer.finish(more, count))
-        self._stream.close()
 
     def _send(self, response: bytes) -> int:
         self._stream.send(b"\x0a%b%b" % (varint(len(response)), response))
