@@ -144,7 +144,9 @@ def parse(text: str) -> PartitionTable:
     return PartitionTable([_parse_shard(entry) for entry in entries])
 
 
-def _parse_shard(entry: Mapping[str, object]) -> ShardSpec:
+def _parse_shard(entry: object) -> ShardSpec:
+    if not isinstance(entry, dict):
+        raise PartitionTableError("write [[shard]], with two brackets")
     unknown = sorted(set(entry) - {"name", "prefixes", "budget-bytes"})
     if unknown:
         raise PartitionTableError(f"unknown key {unknown[0]!r} in a shard")

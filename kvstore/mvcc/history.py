@@ -33,19 +33,23 @@ class History:
         return self._size
 
     def append(self, version: Version) -> None:
-        """Add the newest version. O(1)."""
+        """Add the newest version. O(1), amortised over a chunk."""
         chunks = self._chunks
         if not chunks or len(chunks[-1]) >= CHUNK:
             chunks.append([])
             self._firsts.append((version.mod, version.sub))
             self._dead.append(0)
+            last = len(chunks) - 2
+            if last >= 0 and self._dead[last] * 2 >= len(chunks[last]):
+                # It was spared while it was being filled, and nothing else may die in it.
+                self._redo(last)
         chunks[-1].append(version)
         self._size += 1
 
     def read(self, revision: int, sub: int, size: int) -> list[Version]:
-        """Up to about `size` versions from (revision, sub) on, compacted ones left out.
+        """Up to `size` versions from (revision, sub) on, compacted ones left out.
 
-        May return fewer than `size` although more follow; an empty list means the end.
+        Fewer than `size` means that no more follow.
         """
         start = (revision, sub)
         at = max(0, bisect_right(self._firsts, start) - 1)

@@ -154,8 +154,8 @@ class Store:
                 shard = self.shards[segment.shard]
                 shard.reads += 1
                 cursor = segment.low
+                size = min(limit - count, SLICE) if limit else SLICE
                 while True:
-                    size = min(limit - count, SLICE) if limit else SLICE
                     nodes = shard.index.slice(cursor, segment.high, size)
                     found: list[Version] = []
                     for node in nodes:
@@ -166,6 +166,8 @@ class Store:
                                 found.append(older)
                         elif version.number:
                             found.append(version)
+                    if limit:
+                        del found[limit - count :]
                     if found:
                         sink(found)
                         count += len(found)
@@ -173,6 +175,8 @@ class Store:
                         return count
                     if len(nodes) < size:
                         break
+                    # A small limit and many keys that do not live then: not one by one.
+                    size = min(2 * size, SLICE)
                     cursor = nodes[-1].key + b"\x00"
                     touched += len(nodes)
                     if touched >= SLICE:
