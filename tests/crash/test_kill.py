@@ -15,7 +15,7 @@ import pytest
 from tests import peers, wire
 from tests.crash.lives import Lives, Verdict, in_thread_restart
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 FAULTS_SHOWN_MAX = 10
 KILLS = 4

@@ -11,7 +11,7 @@ from kvstore.pb import rpc_pb2
 from tests import peers, wire
 from tests.crash.lives import in_thread_restart
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 TTL_S = 600
 

@@ -22,7 +22,7 @@ from kvstore.pb import rpc_pb2
 from tests import peers, wire
 from tests.crash.lives import in_thread_restart
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 NO_SPACE = "etcdserver: mvcc: database space exceeded"
 QUOTA_BYTES = 4 << 20

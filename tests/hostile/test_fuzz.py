@@ -24,7 +24,7 @@ from kvstore.pb import rpc_pb2
 from tests import peers, wire
 from tests.hostile import guard, verdicts
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 EXAMPLES = 400 * wire.scale()
 

@@ -17,7 +17,7 @@ from tests.hostile import guard, http2
 from tests.hostile.guard import guarding, resident_bytes
 from tests.hostile.http2 import Connection, DeafStream
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 MIB = 1 << 20
 FLOOD = 200_000

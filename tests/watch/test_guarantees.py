@@ -11,7 +11,7 @@ from tests import peers, wire
 from tests.watch import scenario
 from tests.watch.scenario import Size, Verdict
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRESS = "--watch-progress-notify-interval=300ms"
 FAULTS_SHOWN_MAX = 10
