@@ -32,7 +32,7 @@ from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import health_pb2, rpc_pb2
 from kvstore.runtime.collector import CollectorPolicy
 from kvstore.stats import NodeStats
-from kvstore.transport.grpcio import GrpcioTransport
+from kvstore.transport.seam import Transport
 from partitioner import table as partitions
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class _Server:
         stats = NodeStats(node, service, config.warning_apply_duration_s)
         metrics = Metrics(stats, rpc, health, stalls, self._collector.pause_s)
         progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
-        transport = GrpcioTransport(config.transport)
+        transport = _transport(config)
         http = HttpServer(Endpoints(LocalClient(service), health, metrics).handle)
         try:
             await transport.start(CountingService(service, rpc))
@@ -157,6 +157,7 @@ class _Server:
                 extra={
                     "fields": {
                         "name": config.name,
+                        "transport": "native" if config.native else "grpcio",
                         "clients": [str(url) for url in transport.bound],
                         "http": [str(url) for url in http.bound],
                     }
@@ -175,6 +176,16 @@ class _Server:
             return EXIT_FAILED
         log.info("every request is answered, and no more are taken")
         return EXIT_OK
+
+
+def _transport(config: ServeConfig) -> Transport:
+    if not config.native:
+        from kvstore.transport.grpcio import GrpcioTransport
+
+        return GrpcioTransport(config.transport)
+    from kvstore.transport.native import NativeTransport
+
+    return NativeTransport(config.transport, _methods())
 
 
 def _methods() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from kvstore.transport.options import Tls, TransportOptions
 
 #: What etcd adds to --max-request-bytes for the limit on a gRPC message.
 GRPC_OVERHEAD_BYTES = 512 << 10
+#: What `--transport native` needs.
+NATIVE_MODULE = "jotd_native"
 #: What a quota of 0 stands for.
 QUOTA_DEFAULT_BYTES = 2 << 30
 #: etcd warns about requests larger than this.
@@ -44,6 +47,8 @@ class ServeConfig:
     journal: str
     partitions: Path | None
     transport: TransportOptions
+    native: bool
+    """Whether the native front door serves, and not grpcio."""
     http_urls: tuple[ListenUrl, ...]
     advertise_client_urls: tuple[str, ...]
     quota_bytes: int | None
@@ -78,8 +83,11 @@ def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig
 def _build(parsed: Parsed) -> ServeConfig:
     v = parsed.values
     warnings = list(parsed.warnings)
-    if v["transport"] == "native":
-        raise UsageError("--transport: this jotd was built without the native transport")
+    native = importlib.util.find_spec(NATIVE_MODULE) is not None
+    if v["transport"] == "native" and not native:
+        raise UsageError(
+            "--transport native: the native front door is not installed; `make native` builds it"
+        )
     if v["max-request-bytes"] > REQUEST_ADVISED_BYTES:
         warnings.append(
             f"--max-request-bytes {v['max-request-bytes']} exceeds the recommended "
@@ -109,6 +117,7 @@ def _build(parsed: Parsed) -> ServeConfig:
             keepalive_interval_s=v["grpc-keepalive-interval"],
             keepalive_timeout_s=v["grpc-keepalive-timeout"],
         ),
+        native=native and v["transport"] != "grpcio",
         http_urls=http_urls,
         advertise_client_urls=advertised,
         quota_bytes=None if quota < 0 else quota or QUOTA_DEFAULT_BYTES,

@@ -178,9 +178,10 @@ _SERVED = (
     _flag(
         "Journal and shards (jotd's own)",
         "transport",
-        values.one_of("grpcio", "native"),
+        values.one_of("auto", "native", "grpcio"),
         "grpcio",
-        "What serves gRPC: grpcio.",
+        "What serves gRPC: native (the front door in Rust), grpcio, or auto: native if it is "
+        "installed.",
     ),
     # --- Compaction and watches
     _flag(

@@ -14,6 +14,8 @@ import enum
 from collections.abc import Sequence
 from typing import Protocol
 
+from kvstore.transport.address import ListenUrl
+
 
 class Code(enum.IntEnum):
     """gRPC status codes, by their numbers on the wire."""
@@ -63,9 +65,17 @@ class Call(Protocol):
     are no-ops when the client is gone.
     """
 
-    method: str  # "/etcdserverpb.KV/Put"
-    request: bytes
-    peer: Peer
+    @property
+    def method(self) -> str:
+        """The full name, such as "/etcdserverpb.KV/Put"."""
+
+    @property
+    def request(self) -> bytes:
+        """The message."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who asks."""
 
     @property
     def cancelled(self) -> bool:
@@ -84,8 +94,13 @@ class Call(Protocol):
 class Stream(Protocol):
     """One open stream: messages out, and room for them."""
 
-    method: str
-    peer: Peer
+    @property
+    def method(self) -> str:
+        """The full name, such as "/etcdserverpb.Watch/Watch"."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who asks."""
 
     @property
     def room(self) -> int:
@@ -144,6 +159,10 @@ class Service(Protocol):
 
 class Transport(Protocol):
     """A running front door."""
+
+    @property
+    def bound(self) -> Sequence[ListenUrl]:
+        """The addresses in use, with the ports that the operating system chose."""
 
     async def start(self, service: Service) -> None:
         """Bind all addresses and serve. Raises OSError when one cannot be bound."""

@@ -137,8 +137,7 @@ def test_refused_flags_may_say_what_is_so_anyway() -> None:
         (("--auto-compaction-mode=daily",), "is not one of periodic, revision"),
         (("--auto-compaction-retention=soon",), "is not a duration"),
         (("--grpc-keepalive-interval=2",), "is not a duration"),
-        (("--transport=native",), "without the native transport"),
-        (("--transport=quic",), "is not one of grpcio, native"),
+        (("--transport=quic",), "is not one of auto, native, grpcio"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_reason(argv: tuple[str, ...], why: str) -> None:
@@ -232,3 +231,17 @@ def test_no_flag_is_in_two_lists() -> None:
     assert not FLAGS.keys() & IGNORED.keys()
     assert not FLAGS.keys() & REFUSED.keys()
     assert not IGNORED.keys() & REFUSED.keys()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_transport_is_native_where_it_can_be(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    assert not config("--transport=grpcio").native
+    assert config("--transport=auto").native is installed
+    if installed:
+        assert config("--transport=native").native
+    else:
+        with pytest.raises(UsageError, match="is not installed"):
+            config("--transport=native")

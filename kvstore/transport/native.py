@@ -1,0 +1,253 @@
+"""The native transport: `jotd_native`, a front door in Rust, behind the seam.
+
+HTTP/2, gRPC and TLS live on a thread of the door's own, without the interpreter lock. What comes in
+waits there until this module takes it, all at once; answers go back the same way. So a request
+costs no task, no future and no wake-up of its own here (DESIGN §9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from time import perf_counter
+from typing import Any
+
+import jotd_native as door_module
+
+from kvstore.transport.address import ListenUrl
+from kvstore.transport.options import TransportOptions
+from kvstore.transport.seam import Code, Kind, Service, StreamHandler
+
+log = logging.getLogger(__name__)
+
+#: What etcd's clients read as "this member goes away, try another" (rpctypes.ErrGRPCStopped).
+STOPPED = "etcdserver: server stopped"
+INTERNAL = "internal error; the server's log has the details"
+
+#: Calls handed to the service at once. Answers of one chunk are on their way while the next is
+#: being served; much larger, and the two threads would take turns.
+CHUNK = 64
+#: How long a turn may last before others have theirs (I9). A chunk is not cut.
+TURN_S = 0.002
+
+#: Answers an HTTP request that is not gRPC: method, target, headers; status, headers, body.
+HttpHandler = Callable[
+    [str, str, Sequence[tuple[str, str]]], Awaitable[tuple[int, Sequence[tuple[str, str]], bytes]]
+]
+
+
+class NativeTransport:
+    """Serves a `Service` on all addresses of its options. Use on one event loop, once."""
+
+    def __init__(
+        self,
+        options: TransportOptions,
+        methods: Iterable[str],
+        http: HttpHandler | None = None,
+    ) -> None:
+        self.options = options
+        self.bound: tuple[ListenUrl, ...] = ()
+        """The addresses in use, with the ports that the operating system chose."""
+        self.door: door_module.Door
+        self._methods = tuple(methods)
+        self._http = http
+        self._service: Service
+        self._loop: asyncio.AbstractEventLoop
+        self._streams: dict[int, tuple[door_module.Stream, StreamHandler, Kind]] = {}
+        self._exchanges: set[asyncio.Task[None]] = set()
+        self._drained: asyncio.Future[None]
+        self._scheduled = False
+
+    async def start(self, service: Service) -> None:
+        """Binds all addresses and serves. Raises OSError when one cannot be bound."""
+        options = self.options
+        kinds = [(name, service.kind(name)) for name in self._methods]
+        for url in options.listen:
+            if url.is_unix:
+                _make_way(url.path)
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._drained = self._loop.create_future()
+        self.door = door_module.Door(
+            [_address(url) for url in options.listen],
+            [(name, kind.value) for name, kind in kinds if kind is not None],
+            tls=_pem(options),
+            request_bytes_max=service.max_request_bytes,
+            streams_max=min(options.concurrent_streams_max, 2**31 - 1),
+            header_bytes_max=options.metadata_hard_bytes,
+            room_bytes=options.stream_room_bytes,
+            keepalive_min_time_s=options.keepalive_min_time_s,
+            keepalive_interval_s=options.keepalive_interval_s,
+            keepalive_timeout_s=options.keepalive_timeout_s,
+        )
+        self.bound = tuple(
+            url if url.is_unix else ListenUrl(url.scheme, url.host, port)
+            for url, port in zip(options.listen, self.door.ports, strict=True)
+        )
+        flush, call_soon = self.door.flush, self._loop.call_soon
+        self.door.set_schedule(lambda: call_soon(flush))
+        self._loop.add_reader(self.door.fileno(), self._ready)
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes nothing new; calls under way have `grace_s` to finish; then closes all.
+
+        Bidirectional streams never finish by themselves and are ended at once, behind what was
+        sent on them, with etcd's Unavailable; other streams at half of the time.
+        """
+        self.door.drain()
+        self._end_streams(lambda kind: kind is Kind.BIDI_STREAM)
+        later = self._loop.call_later(grace_s / 2, self._end_streams, lambda kind: True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._drained), grace_s)
+        later.cancel()
+        for task in self._exchanges:
+            task.cancel()
+        self._loop.remove_reader(self.door.fileno())
+        # What was answered in this very turn.
+        self.door.flush()
+        self.door.stop()
+        for stream, handler, _ in list(self._streams.values()):
+            self._tell(stream, handler.on_closed)
+        self._streams.clear()
+        for url in self.bound:
+            if url.is_unix:
+                with contextlib.suppress(OSError):
+                    os.unlink(url.path)
+
+    def _end_streams(self, which: Callable[[Kind], bool]) -> None:
+        for stream, _, kind in list(self._streams.values()):
+            if which(kind):
+                stream.close(Code.UNAVAILABLE, STOPPED)
+
+    # -- what comes in ---------------------------------------------------------------------
+
+    def _ready(self) -> None:
+        """One turn: everything that is there, or as much as there is time for."""
+        take = self.door.take
+        until = perf_counter() + TURN_S
+        try:
+            while True:
+                calls, events = take(CHUNK)
+                if calls:
+                    self._serve(calls)
+                elif not events:
+                    return
+                for kind, key, payload in events:
+                    self._happened(kind, key, payload)
+                if perf_counter() >= until:
+                    if not self._scheduled:
+                        self._scheduled = True
+                        self._loop.call_soon(self._again)
+                    return
+        finally:
+            self.door.flush()
+
+    def _again(self) -> None:
+        self._scheduled = False
+        self._ready()
+
+    def _serve(self, calls: list[door_module.Call]) -> None:
+        try:
+            self._service.on_calls(calls)
+        except Exception:
+            # Which of them the service kept for a later answer is not known. Internal leaves the
+            # outcome of a write open, as an error has to (I7); a later answer is a no-op.
+            log.exception("a batch of %d calls failed", len(calls))
+            for call in calls:
+                call.fail(Code.INTERNAL, INTERNAL)
+
+    def _happened(self, kind: int, key: int, payload: Any) -> None:
+        if kind == door_module.MESSAGES:
+            if known := self._streams.get(key):
+                stream, handler, _ = known
+                if not stream.closed:
+                    self._tell(stream, handler.on_messages, payload)
+        elif kind == door_module.ROOM:
+            if known := self._streams.get(key):
+                stream, handler, _ = known
+                if not stream.closed:
+                    self._tell(stream, handler.on_room)
+        elif kind == door_module.OPENED:
+            self._opened(payload)
+        elif kind == door_module.HALF_CLOSED:
+            if known := self._streams.get(key):
+                stream, handler, _ = known
+                if not stream.closed:
+                    self._tell(stream, handler.on_half_close)
+        elif kind == door_module.CLOSED:
+            if known := self._streams.pop(key, None):
+                stream, handler, _ = known
+                self._tell(stream, handler.on_closed)
+        elif kind == door_module.UNKNOWN:
+            payload.fail(Code.UNIMPLEMENTED, self._service.unimplemented(payload.method))
+        elif kind == door_module.HTTP:
+            task = self._loop.create_task(self._exchange(payload))
+            self._exchanges.add(task)
+            task.add_done_callback(self._exchanges.discard)
+        elif kind == door_module.DRAINED and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _opened(self, stream: door_module.Stream) -> None:
+        try:
+            handler = self._service.on_stream(stream)
+        except Exception:
+            log.exception("%s: opening the stream failed", stream.method)
+            stream.close(Code.INTERNAL, INTERNAL)
+            return
+        kind = self._service.kind(stream.method) or Kind.BIDI_STREAM
+        self._streams[stream.key] = (stream, handler, kind)
+
+    def _tell(self, stream: door_module.Stream, method: Callable[..., None], *args: object) -> None:
+        """Calls the handler; what it raises ends this stream and nothing else."""
+        try:
+            method(*args)
+        except Exception:
+            log.exception("%s: the stream's handler failed", stream.method)
+            stream.close(Code.INTERNAL, INTERNAL)
+
+    async def _exchange(self, exchange: door_module.Exchange) -> None:
+        if self._http is None:
+            exchange.answer(404, [], b"404 page not found\n")
+            return
+        answer = await self._http(exchange.method, exchange.target, exchange.headers)
+        exchange.answer(*answer)
+
+
+def _address(url: ListenUrl) -> tuple[str, str, int, bool]:
+    if url.is_unix:
+        return "unix", url.path, 0, url.secure
+    return "tcp", url.bind_host, url.port, url.secure
+
+
+def _pem(options: TransportOptions) -> tuple[bytes, bytes, bytes | None] | None:
+    secure = [url for url in options.listen if url.secure]
+    if not secure:
+        return None
+    tls = options.tls
+    if tls is None:
+        raise ValueError(f"{secure[0]} needs a certificate and a key")
+    roots = tls.trusted_ca_file.read_bytes() if tls.trusted_ca_file else None
+    return tls.cert_file.read_bytes(), tls.key_file.read_bytes(), roots
+
+
+def _make_way(path: str) -> None:
+    """Removes the socket of a server that is gone. Raises OSError if it is there still."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except OSError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, f"listen unix {path}: bind: address already in use")

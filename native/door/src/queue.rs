@@ -1,0 +1,410 @@
+//! The two queues between the door's thread and the one that runs Python.
+//!
+//! Each side takes everything that is there in one go, and wakes the other only if that one waits:
+//! one wake-up then serves a whole batch.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use crate::grpc::Status;
+use crate::options::Limits;
+use crate::stats::Stats;
+
+/// Names a call or stream to the door's thread. A key is never used twice within any sane time.
+pub type Key = u64;
+
+/// Index into the table of methods that the door was started with.
+pub type Method = u16;
+
+/// The other end of a connection.
+#[derive(Debug, Default)]
+pub struct Peer {
+    /// "127.0.0.1:5000", or empty for a unix socket.
+    pub address: String,
+    /// Names in the certificate that it showed: the subject's common name first, if there is one.
+    pub certificate_names: Vec<String>,
+    /// The subject's common name in that certificate.
+    pub common_name: Option<String>,
+}
+
+/// What is known of a call or stream apart from its messages.
+pub struct Meta {
+    /// Which method.
+    pub method: Method,
+    /// Who asks.
+    pub peer: Arc<Peer>,
+    /// Metadata.
+    pub headers: HeaderMap,
+    /// The client gave up, its deadline passed, or its connection is gone.
+    pub cancelled: AtomicBool,
+}
+
+impl Meta {
+    /// The first value of a metadata key (lower case), if it is text.
+    pub fn metadata(&self, key: &str) -> Option<Cow<'_, str>> {
+        self.headers.get(key).map(|value| String::from_utf8_lossy(value.as_bytes()))
+    }
+}
+
+/// Room of a stream, kept from both sides.
+pub struct Room {
+    queued: AtomicI64,
+    full: AtomicBool,
+    limit: i64,
+}
+
+impl Room {
+    /// Room for `limit` bytes.
+    pub fn new(limit: usize) -> Room {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        Room { queued: AtomicI64::new(0), full: AtomicBool::new(false), limit }
+    }
+
+    /// Bytes that may be queued before the client has to catch up.
+    pub fn left(&self) -> i64 {
+        self.limit - self.queued.load(Ordering::SeqCst)
+    }
+
+    /// Python queues bytes.
+    pub fn fill(&self, n: usize) {
+        let n = n as i64;
+        if self.queued.fetch_add(n, Ordering::SeqCst) + n >= self.limit {
+            self.full.store(true, Ordering::SeqCst);
+            // The other side may have drained it meanwhile and seen no flag. Then nobody has been
+            // told that there is no room either.
+            if self.queued.load(Ordering::SeqCst) <= self.limit / 2 {
+                self.full.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// HTTP/2 took bytes. True if there is room again after there was none.
+    pub fn drain(&self, n: usize) -> bool {
+        let n = n as i64;
+        self.queued.fetch_sub(n, Ordering::SeqCst) - n <= self.limit / 2
+            && self.full.load(Ordering::SeqCst)
+            && self.full.swap(false, Ordering::SeqCst)
+    }
+
+    /// True while there is no room.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
+    }
+}
+
+/// A unary call with its request.
+pub struct InCall {
+    /// For the answer.
+    pub key: Key,
+    /// What is known of it.
+    pub meta: Arc<Meta>,
+    /// The message.
+    pub request: Bytes,
+}
+
+/// Anything else that happens.
+pub enum Event {
+    /// A stream was opened.
+    Opened {
+        /// Names it in all later events and commands.
+        key: Key,
+        /// What is known of it.
+        meta: Arc<Meta>,
+        /// Its room.
+        room: Arc<Room>,
+    },
+    /// Messages of a stream, in order.
+    Messages {
+        /// The stream.
+        key: Key,
+        /// The messages.
+        messages: Vec<Bytes>,
+        /// For `Command::Taken`: what the client may send again then.
+        credit: usize,
+    },
+    /// The client will send no more on this stream.
+    HalfClosed {
+        /// The stream.
+        key: Key,
+    },
+    /// There is room again.
+    Room {
+        /// The stream.
+        key: Key,
+    },
+    /// The stream is over, whoever ended it; the last event of its key.
+    Closed {
+        /// The stream.
+        key: Key,
+    },
+    /// A call of a method that does not exist; wants a `Command::Fail`.
+    Unknown {
+        /// For the answer.
+        key: Key,
+        /// The path, as it was sent.
+        path: String,
+    },
+    /// An HTTP request that is not gRPC; wants a `Command::Http`.
+    Http {
+        /// For the answer.
+        key: Key,
+        /// The request.
+        request: Box<HttpRequest>,
+    },
+    /// Everything is answered and closed, or all clients that are left have no calls.
+    Drained,
+}
+
+/// An HTTP request that is not gRPC.
+pub struct HttpRequest {
+    /// GET, ...
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// By lower-case name.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+    /// Who asks.
+    pub peer: Arc<Peer>,
+}
+
+/// A gRPC message on its way out.
+pub struct Message {
+    /// The bytes; with the prefix, if `framed`.
+    pub bytes: Bytes,
+    /// Whether the prefix is there already.
+    pub framed: bool,
+}
+
+/// What Python wants done.
+pub enum Command {
+    /// Answer a unary call.
+    Answer(Key, Message),
+    /// Answer a unary call, or one of an unknown method, with an error.
+    Fail(Key, Status),
+    /// Send a message on a stream.
+    Send(Key, Message),
+    /// End a stream behind what was sent.
+    Close(Key, Status),
+    /// So many bytes of a stream's messages were taken: the client may send as many.
+    Taken(Key, usize),
+    /// Answer an HTTP request.
+    Http(Key, Box<HttpAnswer>),
+    /// Take no new connection, and tell clients to go elsewhere.
+    Drain,
+    /// Close everything and end the thread.
+    Stop,
+}
+
+/// The answer to an HTTP request.
+pub struct HttpAnswer {
+    /// The status.
+    pub status: u16,
+    /// Names and values.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// What has come in and was not taken.
+#[derive(Default)]
+struct Inbox {
+    calls: VecDeque<InCall>,
+    events: VecDeque<Event>,
+    /// Python waits for the file descriptor.
+    armed: bool,
+}
+
+/// What both sides hold on to.
+pub struct Core {
+    /// Limits.
+    pub limits: Limits,
+    /// Counters.
+    pub stats: Stats,
+    inbox: Mutex<Inbox>,
+    signal: OwnedFd,
+    signalled: AtomicBool,
+    outbox: Mutex<Vec<Command>>,
+    waker: Mutex<Option<Waker>>,
+    wanted: AtomicBool,
+    waiting_calls: AtomicUsize,
+    waiting_bytes: AtomicUsize,
+    /// Reading has stopped until Python has caught up.
+    paused: AtomicBool,
+}
+
+/// Nobody panics while holding a lock here; if somebody did, the data would still be whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    pub(crate) fn new(limits: Limits) -> io::Result<Core> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let signal = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Core {
+            limits,
+            stats: Stats::default(),
+            inbox: Mutex::new(Inbox { armed: true, ..Inbox::default() }),
+            signal,
+            signalled: AtomicBool::new(false),
+            outbox: Mutex::new(Vec::new()),
+            waker: Mutex::new(None),
+            wanted: AtomicBool::new(false),
+            waiting_calls: AtomicUsize::new(0),
+            waiting_bytes: AtomicUsize::new(0),
+            paused: AtomicBool::new(false),
+        })
+    }
+
+    // -- the Python side -------------------------------------------------------------------
+
+    /// Readable when there is something to take.
+    pub fn signal(&self) -> BorrowedFd<'_> {
+        self.signal.as_fd()
+    }
+
+    /// Moves what has come in to `calls` and `events`: at most `max` calls, and all events. True if
+    /// calls are left. If nothing was there the file descriptor becomes readable with the next.
+    pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) -> bool {
+        if self.signalled.swap(false, Ordering::Relaxed) {
+            let mut count = [0; 8];
+            // WouldBlock: it was read before. There is nothing to do about any other error.
+            let _ = rustix::io::read(&self.signal, &mut count);
+        }
+        let mut inbox = lock(&self.inbox);
+        let n = inbox.calls.len().min(max);
+        calls.extend(inbox.calls.drain(..n));
+        events.extend(inbox.events.drain(..));
+        let more = !inbox.calls.is_empty();
+        if calls.is_empty() && events.is_empty() {
+            inbox.armed = true;
+        }
+        drop(inbox);
+        let bytes: usize = calls.iter().map(|call| call.request.len()).sum();
+        self.waiting_calls.fetch_sub(n, Ordering::Relaxed);
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if self.paused.load(Ordering::SeqCst) && !self.is_full() {
+            self.wake();
+        }
+        more
+    }
+
+    /// Queues a command. Returns how many wait for `wake` now.
+    pub fn push(&self, command: Command) -> usize {
+        let mut outbox = lock(&self.outbox);
+        outbox.push(command);
+        outbox.len()
+    }
+
+    /// Has the door's thread see what was pushed.
+    pub fn wake(&self) {
+        if !self.wanted.swap(true, Ordering::SeqCst)
+            && let Some(waker) = &*lock(&self.waker)
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    // -- the door's side -------------------------------------------------------------------
+
+    /// Whom `wake` wakes.
+    pub(crate) fn set_waker(&self, waker: &Waker) {
+        let mut slot = lock(&self.waker);
+        if !slot.as_ref().is_some_and(|old| old.will_wake(waker)) {
+            *slot = Some(waker.clone());
+        }
+    }
+
+    /// Everything that was pushed; `into` is empty and its memory is used again.
+    pub(crate) fn commands(&self, into: &mut Vec<Command>) {
+        self.wanted.store(false, Ordering::SeqCst);
+        std::mem::swap(&mut *lock(&self.outbox), into);
+    }
+
+    /// Hands over what has come in.
+    pub(crate) fn publish(&self, calls: &mut Vec<InCall>, events: &mut Vec<Event>) {
+        if calls.is_empty() && events.is_empty() {
+            return;
+        }
+        let bytes: usize = calls.iter().map(|call| call.request.len()).sum();
+        self.waiting_calls.fetch_add(calls.len(), Ordering::Relaxed);
+        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut inbox = lock(&self.inbox);
+        inbox.calls.extend(calls.drain(..));
+        inbox.events.extend(events.drain(..));
+        let wake = std::mem::take(&mut inbox.armed);
+        drop(inbox);
+        if wake {
+            Stats::count(&self.stats.wakes_total);
+            // It can only fail if 2^64 - 1 wake-ups were not read: then it is readable.
+            let _ = rustix::io::write(&self.signal, &1u64.to_ne_bytes());
+            // Not before: the other side would look for it too early, and then never again.
+            self.signalled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// True while Python has so much to do that no more is read.
+    pub(crate) fn is_full(&self) -> bool {
+        self.waiting_calls.load(Ordering::Relaxed) >= self.limits.waiting_calls_max
+            || self.waiting_bytes.load(Ordering::Relaxed) >= self.limits.waiting_bytes_max
+    }
+
+    /// Says that somebody waits for `is_full` to end.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_told_once_when_it_comes_back() {
+        let room = Room::new(100);
+        room.fill(99);
+        assert_eq!(room.left(), 1);
+        assert!(!room.drain(99), "it was never full");
+        room.fill(150);
+        assert!(room.is_full());
+        assert_eq!(room.left(), -50);
+        assert!(!room.drain(99));
+        assert!(room.drain(1));
+        assert!(!room.drain(50));
+        assert!(!room.is_full());
+    }
+
+    #[test]
+    fn the_reader_is_woken_once_a_batch() {
+        let core = Core::new(Limits::default()).unwrap();
+        let opened = |key| Event::HalfClosed { key };
+        for key in 0..3 {
+            core.publish(&mut Vec::new(), &mut vec![opened(key)]);
+        }
+        assert_eq!(core.stats.wakes_total.load(Ordering::Relaxed), 1);
+        let (mut calls, mut events) = (Vec::new(), Vec::new());
+        assert!(!core.take(10, &mut calls, &mut events));
+        assert_eq!(events.len(), 3);
+        // Taken, but not asked again whether there is more: awake still.
+        core.publish(&mut Vec::new(), &mut vec![opened(9)]);
+        assert_eq!(core.stats.wakes_total.load(Ordering::Relaxed), 1);
+        events.clear();
+        core.take(10, &mut calls, &mut events);
+        assert_eq!(events.len(), 1);
+        events.clear();
+        core.take(10, &mut calls, &mut events);
+        core.publish(&mut Vec::new(), &mut vec![opened(9)]);
+        assert_eq!(core.stats.wakes_total.load(Ordering::Relaxed), 2);
+    }
+}

@@ -1,0 +1,166 @@
+//! What every object that Python holds shares with its door: the way back to the door's thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use jotd_door::grpc::{PREFIX_BYTES, Status, prefix};
+use jotd_door::queue::{Command, Core, Message};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyString};
+
+/// Answers up to this size are copied together with their prefix; of larger ones the Python object
+/// itself is kept until it was sent.
+const COPY_BYTES_MAX: usize = 16 << 10;
+/// Commands after which the door's thread is woken within a batch, so that it works alongside.
+const WAKE_EVERY: usize = 32;
+
+/// Totals of one method. Written under the interpreter lock only.
+#[derive(Default)]
+pub struct MethodCounts {
+    pub started: AtomicU64,
+    pub received: AtomicU64,
+    pub received_bytes: AtomicU64,
+    pub sent: AtomicU64,
+    pub sent_bytes: AtomicU64,
+    /// Ended calls, by status code.
+    pub codes: [AtomicU64; 17],
+}
+
+/// Adds to a counter that only one thread at a time writes.
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+/// See the module.
+pub struct Link {
+    pub core: Arc<Core>,
+    /// Names of the methods, each one object for ever.
+    pub methods: Vec<Py<PyString>>,
+    pub counts: Vec<MethodCounts>,
+    /// Something was pushed that the door's thread was not woken for.
+    dirty: AtomicBool,
+    /// The loop is in its turn and will flush at its end.
+    in_turn: AtomicBool,
+    /// A flush is on its way.
+    scheduled: AtomicBool,
+    /// Schedules a call of `Door.flush` on the loop.
+    schedule: Mutex<Option<Py<PyAny>>>,
+    /// Python objects that the door's thread is done with. They are let go under the lock.
+    done: Arc<Mutex<Vec<PyBackedBytes>>>,
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    pub fn new(core: Arc<Core>, methods: Vec<Py<PyString>>) -> Link {
+        let counts = methods.iter().map(|_| MethodCounts::default()).collect();
+        Link {
+            core,
+            methods,
+            counts,
+            dirty: AtomicBool::new(false),
+            in_turn: AtomicBool::new(false),
+            scheduled: AtomicBool::new(false),
+            schedule: Mutex::new(None),
+            done: Arc::default(),
+        }
+    }
+
+    pub fn set_schedule(&self, schedule: Option<Py<PyAny>>) {
+        *lock(&self.schedule) = schedule;
+    }
+
+    /// A turn begins: `flush` will be called at its end.
+    pub fn begin_turn(&self) {
+        self.in_turn.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Everything pushed so far is seen to.
+    pub fn flush(&self) {
+        self.in_turn.store(false, Ordering::Relaxed);
+        self.scheduled.store(false, Ordering::Relaxed);
+        self.wake();
+        let done = std::mem::take(&mut *lock(&self.done));
+        drop(done);
+    }
+
+    fn wake(&self) {
+        if self.dirty.swap(false, Ordering::Relaxed) {
+            self.core.wake();
+        }
+    }
+
+    /// Pushes a command, and sees to it that it will be noticed.
+    pub fn push(&self, py: Python<'_>, command: Command) {
+        let waiting = self.core.push(command);
+        if waiting.is_multiple_of(WAKE_EVERY) {
+            self.core.wake();
+            return;
+        }
+        self.dirty.store(true, Ordering::Relaxed);
+        if self.in_turn.load(Ordering::Relaxed) || self.scheduled.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let schedule = lock(&self.schedule).as_ref().map(|call| call.clone_ref(py));
+        if !schedule.is_some_and(|call| call.call0(py).is_ok()) {
+            // No loop, or a closed one: then at once.
+            self.flush();
+        }
+    }
+
+    /// Pushes a command from where there may be no interpreter lock. Rare: it wakes at once.
+    pub fn push_now(&self, command: Command) {
+        self.core.push(command);
+        self.core.wake();
+    }
+
+    /// A message of Python's, framed if that is cheap.
+    pub fn message(&self, message: &Bound<'_, PyBytes>) -> Message {
+        let bytes = message.as_bytes();
+        if bytes.len() <= COPY_BYTES_MAX
+            && let Some(prefix) = prefix(bytes.len())
+        {
+            let mut framed = Vec::with_capacity(PREFIX_BYTES + bytes.len());
+            framed.extend_from_slice(&prefix);
+            framed.extend_from_slice(bytes);
+            return Message { bytes: Bytes::from(framed), framed: true };
+        }
+        Message { bytes: self.keep(message), framed: false }
+    }
+
+    /// The bytes of a Python object, which lives until they were sent.
+    pub fn keep(&self, object: &Bound<'_, PyBytes>) -> Bytes {
+        let bytes = Some(PyBackedBytes::from(object.clone()));
+        Bytes::from_owner(Held { bytes, done: Arc::clone(&self.done) })
+    }
+}
+
+struct Held {
+    bytes: Option<PyBackedBytes>,
+    done: Arc<Mutex<Vec<PyBackedBytes>>>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_deref().unwrap_or_default()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // On whichever thread this is: the object itself is let go under the interpreter lock.
+        if let Some(bytes) = self.bytes.take() {
+            lock(&self.done).push(bytes);
+        }
+    }
+}
+
+/// A status of Python's. Codes that do not exist are Unknown.
+pub fn status(code: u8, message: String) -> Status {
+    Status::new(if code <= 16 { code } else { 2 }, message)
+}
