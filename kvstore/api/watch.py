@@ -183,8 +183,11 @@ class WatchStream:
     # -- to the client ---------------------------------------------------------------------
 
     def _wake(self, watcher: Watcher) -> None:
+        """There is something for a watcher: in a step of its own, for many are woken in one."""
         self._due.append(watcher)
-        self._pump()
+        if not self._pumping and not self._closed:
+            self._pumping = True
+            self._slicer.later(self._pump_steps(), self._pumped)
 
     def _pump(self) -> None:
         if not self._pumping and not self._closed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import merge
-from itertools import islice
 
 from kvstore.mvcc.buckets import BucketedDict
 from kvstore.mvcc.shard import Shard
@@ -131,16 +130,22 @@ class WriteView:
         yield from store.range_steps(low, high, before, 0, now, committed.extend)
         own = yield from self._own_in(low, high)
         count = 0
-        merged = _newest_of_each(merge(committed, own, key=_by_key))
-        while True:
-            size = min(limit - count, SLICE) if limit else SLICE
-            part = list(islice(merged, size))
-            if part:
-                sink(part)
-                count += len(part)
-            if len(part) < size or count == limit:
-                return count
-            yield
+        part: list[Version] = []
+        for at, version in enumerate(_newest_of_each(merge(committed, own, key=_by_key)), 1):
+            if version is not None:
+                part.append(version)
+            enough = limit and count + len(part) == limit
+            if enough or at % SLICE == 0:
+                if part:
+                    sink(part)
+                    count += len(part)
+                    part = []
+                if enough:
+                    return count
+                yield
+        if part:
+            sink(part)
+        return count + len(part)
 
     def count_steps(self, low: bytes, high: bytes | None, revision: int) -> Steps[int]:
         """How many keys in [low, high) live; `revision` as in `range_steps`."""
@@ -191,15 +196,16 @@ class WriteView:
         return (yield from sorted_steps(newest))
 
 
-def _newest_of_each(versions: Iterator[Version]) -> Iterator[Version]:
-    """Of versions in key order, the last of each key, without deletions."""
+def _newest_of_each(versions: Iterator[Version]) -> Iterator[Version | None]:
+    """Of versions in key order, the last of each key; None in place of all others.
+
+    So that whoever counts what it takes knows how much was looked at.
+    """
     last: Version | None = None
     for version in versions:
-        if last is not None and last.key != version.key and last.number:
-            yield last
+        yield last if last is not None and last.key != version.key and last.number else None
         last = version
-    if last is not None and last.number:
-        yield last
+    yield last if last is not None and last.number else None
 
 
 def sorted_steps(versions: list[Version]) -> Steps[list[Version]]:

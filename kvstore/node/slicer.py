@@ -38,8 +38,11 @@ class Slicer:
 
     def start(self, job: Steps[Any], done: Done) -> None:
         """Run a job; `done` gets its result or its exception, now or later."""
-        if self._step(job, done):
-            return
+        if not self._step(job, done):
+            self.later(job, done)
+
+    def later(self, job: Steps[Any], done: Done) -> None:
+        """Run a job from the next round on."""
         self._jobs.append((job, done))
         self._schedule()
 

@@ -122,6 +122,27 @@ class EventChunk:
         return b"".join(self.events)
 
 
+class _Encoding:
+    """A chunk in the making, for all watchers that wait for the same: each takes a step."""
+
+    __slots__ = ("_steps", "chunk")
+
+    def __init__(self, steps: Steps[EventChunk]) -> None:
+        self._steps = steps
+        self.chunk: EventChunk | None = None
+
+    def finish_steps(self) -> Steps[None]:
+        """Go on until the chunk is there, whoever does the last step."""
+        while self.chunk is None:
+            try:
+                next(self._steps)
+            except StopIteration as stop:
+                assert stop.value is not None, "somebody else's step failed"
+                self.chunk = stop.value
+            else:
+                yield
+
+
 class _Encoded:
     """Chunks for the next watcher that wants the same: the same group, revisions and shape.
 
@@ -129,23 +150,31 @@ class _Encoded:
     when the bounds are reached, all goes. Most watchers of a group read one after the other.
     """
 
-    __slots__ = ("_chunks", "_nbytes")
+    __slots__ = ("_encodings", "_nbytes")
 
     def __init__(self) -> None:
-        self._chunks: dict[tuple[Group, int, int, Shape], EventChunk] = {}
+        self._encodings: dict[tuple[Group, int, int, Shape], _Encoding] = {}
         self._nbytes = 0
 
-    def get(self, memo: tuple[Group, int, int, Shape]) -> EventChunk | None:
-        """The chunk, if it is still there."""
-        return self._chunks.get(memo)
+    def get(self, memo: tuple[Group, int, int, Shape]) -> _Encoding | None:
+        """The encoding, finished or not, if it is still there."""
+        return self._encodings.get(memo)
 
-    def keep(self, memo: tuple[Group, int, int, Shape], chunk: EventChunk) -> None:
-        """Keep a chunk; it counts twice, since it may be joined too."""
+    def keep(self, memo: tuple[Group, int, int, Shape], encoding: _Encoding) -> None:
+        """Keep an encoding."""
+        if len(self._encodings) >= ENCODED_MAX:
+            self._forget()
+        self._encodings[memo] = encoding
+
+    def weigh(self, chunk: EventChunk) -> None:
+        """A chunk is finished. It counts twice, since it may be joined too."""
         self._nbytes += 2 * chunk.size
-        if len(self._chunks) >= ENCODED_MAX or self._nbytes > ENCODED_BYTES_MAX:
-            self._chunks.clear()
-            self._nbytes = 2 * chunk.size
-        self._chunks[memo] = chunk
+        if self._nbytes > ENCODED_BYTES_MAX:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._encodings.clear()
+        self._nbytes = 0
 
 
 def encode_event(version: Version, shape: Shape) -> bytes:
@@ -294,34 +323,20 @@ class Hub:
         start, through = watcher.cursor, self._store.revision
         if start > group.complete_after:
             memo = (group, start, through, watcher.shape)
-            chunk = self._encoded.get(memo)
-            if chunk is None:
+            encoding = self._encoded.get(memo)
+            if encoding is None:
                 at = bisect_left(group.recent, start, key=_mod)
                 end = bisect_left(group.recent, through + 1, key=_mod)
-                chunk = yield from self._encode(
-                    group.recent[at:end], watcher.shape, through, size_max
+                encoding = _Encoding(
+                    _encode_steps(group.recent[at:end], watcher.shape, through, size_max)
                 )
-                self._encoded.keep(memo, chunk)
-            return chunk
+                self._encoded.keep(memo, encoding)
+            if encoding.chunk is None:
+                yield from encoding.finish_steps()
+                assert encoding.chunk is not None
+                self._encoded.weigh(encoding.chunk)
+            return encoding.chunk
         return (yield from self._read_history(group, watcher.shape, start, through, size_max))
-
-    def _encode(
-        self, versions: list[Version], shape: Shape, through: int, size_max: int
-    ) -> Steps[EventChunk]:
-        events: list[bytes] = []
-        size = 0
-        revision = 0
-        for at, version in enumerate(versions):
-            if version.mod != revision and size >= size_max:
-                return EventChunk(events, size, revision)
-            revision = version.mod
-            if not (shape.no_put if version.number else shape.no_delete):
-                event = encode_event(version, shape)
-                events.append(event)
-                size += len(event)
-            if at % SLICE == SLICE - 1:
-                yield
-        return EventChunk(events, size, through)
 
     def _read_history(
         self, group: Group, shape: Shape, start: int, through: int, size_max: int
@@ -348,4 +363,23 @@ class Hub:
             yield
             if start < self._store.compact_revision:
                 return EventChunk([], 0, start - 1)
-        return (yield from self._encode(found, shape, through, size_max))
+        return (yield from _encode_steps(found, shape, through, size_max))
+
+
+def _encode_steps(
+    versions: list[Version], shape: Shape, through: int, size_max: int
+) -> Steps[EventChunk]:
+    events: list[bytes] = []
+    size = 0
+    revision = 0
+    for at, version in enumerate(versions):
+        if version.mod != revision and size >= size_max:
+            return EventChunk(events, size, revision)
+        revision = version.mod
+        if not (shape.no_put if version.number else shape.no_delete):
+            event = encode_event(version, shape)
+            events.append(event)
+            size += len(event)
+        if at % SLICE == SLICE - 1:
+            yield
+    return EventChunk(events, size, through)

@@ -68,7 +68,10 @@ class Jobs:
 
     def start(self, job: Generator[Any, Any, Any], done: Callable[..., None]) -> None:
         if not self._over((job, done)):
-            self.jobs.append((job, done))
+            self.later(job, done)
+
+    def later(self, job: Generator[Any, Any, Any], done: Callable[..., None]) -> None:
+        self.jobs.append((job, done))
 
     def step(self, choice: int) -> bool:
         """One step of one job. False if there is none."""

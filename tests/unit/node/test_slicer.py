@@ -1,0 +1,264 @@
+"""Jobs take turns, and no piece of work on the loop is long, however much there is to do (I9, R13).
+
+Length is counted in function calls, so the result is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from kvstore.mvcc.version import put_version
+from kvstore.node import slicer as slicer_module
+from kvstore.node.slicer import Slicer
+from kvstore.pb import rpc_pb2 as pb
+from tests.unit.node.world import World, run, settle, world
+
+Job = Generator[None, None, Any]
+
+
+def steps(count: int, log: list[str], name: str, error: Exception | None = None) -> Job:
+    for _ in range(count):
+        log.append(name)
+        yield
+    if error is not None:
+        raise error
+    return name
+
+
+def test_a_short_job_ends_before_start_returns() -> None:
+    async def main() -> None:
+        slicer = Slicer(asyncio.get_running_loop())
+        ends: list[Any] = []
+        slicer.start(steps(0, [], "x"), lambda *end: ends.append(end))
+        failure = ValueError()
+        slicer.start(steps(0, [], "x", failure), lambda *end: ends.append(end))
+        assert ends == [("x", None), (None, failure)]
+        assert len(slicer) == 0
+
+    run(main)
+
+
+def test_long_jobs_take_turns_and_let_the_loop_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slicer_module, "ROUND_S", 0.0)  # a step a round
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        slicer = Slicer(loop)
+        log: list[str] = []
+        jobs = [slicer.run(steps(4, log, name)) for name in "abc"]
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        others: list[int] = []
+
+        def other() -> None:
+            others.append(len(log))
+            if len(others) < 8:
+                loop.call_soon(other)
+
+        loop.call_soon(other)
+        assert await asyncio.gather(*tasks) == ["a", "b", "c"]
+        assert log[:9] == ["a", "b", "c"] * 3
+        assert sorted(log) == sorted("abc" * 4)
+        gaps = [b - a for a, b in pairwise(others)]
+        assert max(gaps) <= 2, "each round does little before others run"
+
+    run(main)
+
+
+def test_one_that_fails_or_whose_end_fails_stops_no_other() -> None:
+    async def main() -> None:
+        slicer = Slicer(asyncio.get_running_loop())
+        log: list[str] = []
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("bug in the end of a job")
+
+        slicer.start(steps(2, log, "broken"), broken)
+        failing = asyncio.ensure_future(slicer.run(steps(3, log, "failing", KeyError("x"))))
+        fine = asyncio.ensure_future(slicer.run(steps(5, log, "fine")))
+        with pytest.raises(KeyError):
+            await failing
+        assert await fine == "fine"
+
+    run(main)
+
+
+def test_one_that_nobody_waits_for_any_more_runs_to_its_end() -> None:
+    async def main() -> None:
+        slicer = Slicer(asyncio.get_running_loop())
+        log: list[str] = []
+        task = asyncio.ensure_future(slicer.run(steps(5, log, "x")))
+        await asyncio.sleep(0)
+        task.cancel()
+        await settle(20)
+        assert log == ["x"] * 5
+        assert len(slicer) == 0
+
+    run(main)
+
+
+# -- I9: counted in calls --------------------------------------------------------------------
+
+KEYS = 20_000
+CALLS_MAX = 60_000
+"""A slice of 1000 keys takes up to some 30 calls a key; 20,000 at once take ten times the limit."""
+
+
+@contextmanager
+def calls_of_each_callback(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Counts the function calls of each piece of work that the loop runs."""
+    counts: list[int] = []
+    calls = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        if event in ("call", "c_call"):
+            calls += 1
+
+    inner = asyncio.Handle._run  # type: ignore[attr-defined]
+
+    def counted(handle: Any) -> None:
+        nonlocal calls
+        calls = 0
+        sys.setprofile(count)
+        try:
+            inner(handle)
+        finally:
+            sys.setprofile(None)
+            counts.append(calls)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.Handle, "_run", counted)
+        yield counts
+
+
+def fill(w: World) -> None:
+    """Many keys of one lease, as if they had been there for long."""
+    state = w.node.state
+    state.lessor.grant(5, 1000, w.node.now())
+    store = state.store
+    for n in range(KEYS):
+        key = b"a/%06d" % n
+        version = put_version(key, b"v" * 50, 5, store.revision + 1, 0, None)
+        state.link(store.shard_of(key), version)
+        store.publish(version.mod)
+
+
+class Raw:
+    """In the place of a message type: the bytes."""
+
+    @staticmethod
+    def FromString(raw: bytes) -> bytes:
+        return raw
+
+
+JOBS: dict[str, Callable[[World], Any]] = {
+    "list": lambda w: w.get(b"a/", b"a0"),
+    "sorted list": lambda w: w.get(b"a/", b"a0", sort_order=2, sort_target=4),
+    "keys": lambda w: w.get(b"a/", b"a0", keys_only=True),
+    "filtered": lambda w: w.get(b"a/", b"a0", min_mod_revision=3),
+    "limit over the dead": lambda w: w.get(b"a/", b"a0", revision=1, limit=1),
+    "old count": lambda w: w.get(b"a/", b"a0", revision=2, count_only=True),
+    "hash": lambda w: w.hash_kv(),
+    "delete": lambda w: w.delete(b"a/", b"a0", prev_kv=True),
+    "delete in a transaction": lambda w: w.call(
+        "/etcdserverpb.KV/Txn",
+        pb.TxnRequest(
+            compare=[pb.Compare(key=b"a/", range_end=b"a0", target=pb.Compare.VERSION, version=1)],
+            success=[
+                pb.RequestOp(
+                    request_delete_range=pb.DeleteRangeRequest(key=b"a/", range_end=b"a0")
+                ),
+                pb.RequestOp(request_range=pb.RangeRequest(key=b"a/", range_end=b"a0")),
+            ],
+        ),
+    ),
+    "revoke": lambda w: w.revoke(5),
+    "keys of a lease": lambda w: w.time_to_live(5, keys=True),
+    "compact": lambda w: w.compact(w.revision, physical=True),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_no_piece_of_work_is_long(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world() as w:
+            fill(w)
+            streams = [w.watch_stream() for _ in range(2)]
+            for stream in streams:
+                create = pb.WatchCreateRequest(key=b"a", range_end=b"b", prev_kv=True)
+                stream.say(pb.WatchRequest(create_request=create))
+            call: Any = None
+
+            def begin() -> None:
+                nonlocal call
+                call = JOBS[name](w)
+
+            with calls_of_each_callback(monkeypatch) as counts:
+                asyncio.get_running_loop().call_soon(begin)
+                while call is None or not call.done:
+                    await asyncio.sleep(0)
+                await settle(3)
+                while w.node.hub.slow:
+                    await asyncio.sleep(0)
+            assert call.response is not None
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            if name in ("delete", "revoke", "delete in a transaction"):
+                for stream in streams:
+                    events = [e for message in stream.take() for e in message.events]
+                    assert len(events) == KEYS and events[-1].HasField("prev_kv")
+
+    run(main)
+
+
+def test_a_snapshot_is_taken_in_short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world() as w:
+            fill(w)
+            with calls_of_each_callback(monkeypatch) as counts:
+                w.node.start_snapshot()
+                task = w.node._snapshot_task
+                assert task is not None
+                await task
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            assert w.node.snapshotter.taken == 1
+
+    run(main)
+
+
+def test_many_answers_and_many_watchers_are_served_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with world() as w:
+            create = pb.WatchCreateRequest(key=b"k")
+            watch = "/etcdserverpb.Watch/Watch"
+            one_stream = w._stream(watch, Raw, 1 << 40)
+            one_stream.say(*[pb.WatchRequest(create_request=create)] * 400)
+            streams = [w._stream(watch, Raw, 1 << 40) for _ in range(400)]
+            for stream in streams:
+                stream.say(pb.WatchRequest(create_request=create))
+                stream.take()
+            one_stream.take()
+            w.journal.hold()
+            calls = [w.put(b"k", b"%d" % n) for n in range(1500)]
+            await settle()
+            with calls_of_each_callback(monkeypatch) as counts:
+                w.journal.release()
+                await calls[-1]
+                while w.node.hub.slow:
+                    await asyncio.sleep(0)
+            assert sum(counts) > 3 * CALLS_MAX
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            encoded = {b"".join(stream.messages) for stream in streams}
+            assert len(encoded) == 1
+            assert len(pb.WatchResponse.FromString(*encoded).events) == 1500
+            assert len(set(one_stream.messages)) == len(one_stream.messages) == 400
+
+    run(main)
