@@ -42,7 +42,7 @@ def test_what_one_step_can_walk_does_not_grow_with_the_data(policy: CollectorPol
         held.append(Node())
         if n % YOUNG == 0:
             in_sight.append(sum(len(gc.get_objects(generation)) for generation in range(3)))
-    assert policy.freezes > 5
+    assert policy.freezes >= 3
     # The factor covers what the test itself makes, and the rule by which CPython puts a
     # collection of the old generation off until a quarter of it is new.
     assert max(in_sight) < 4 * YOUNG * MIDDLE * OLD
