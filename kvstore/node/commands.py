@@ -137,6 +137,7 @@ class Compaction(Command):
 class AlarmChange(Command):
     """Raise or clear an alarm. Changing nothing is not an error."""
 
+    drains = True  # alarms in flight are in no overlay
     urgent = True
 
     def __init__(

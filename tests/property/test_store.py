@@ -105,6 +105,7 @@ class Comparison:
             else:
                 assert call.code == Code.OK, (request, call.message, expected)
                 assert without_identity(call.response) == expected, request
+                assert call.raw == call.response.SerializeToString(), "protobuf's own bytes"
 
     def check_all_revisions(self) -> None:
         """Every revision that can be read, and each one's hash."""

@@ -240,8 +240,8 @@ def test_many_answers_and_many_watchers_are_served_in_pieces(
             create = pb.WatchCreateRequest(key=b"k")
             watch = "/etcdserverpb.Watch/Watch"
             one_stream = w._stream(watch, Raw, 1 << 40)
-            one_stream.say(*[pb.WatchRequest(create_request=create)] * 400)
-            streams = [w._stream(watch, Raw, 1 << 40) for _ in range(400)]
+            one_stream.say(*[pb.WatchRequest(create_request=create)] * 200)
+            streams = [w._stream(watch, Raw, 1 << 40) for _ in range(200)]
             for stream in streams:
                 stream.say(pb.WatchRequest(create_request=create))
                 stream.take()
@@ -254,11 +254,11 @@ def test_many_answers_and_many_watchers_are_served_in_pieces(
                 await calls[-1]
                 while w.node.hub.slow:
                     await asyncio.sleep(0)
-            assert sum(counts) > 3 * CALLS_MAX
+            assert sum(counts) > CALLS_MAX
             assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
             encoded = {b"".join(stream.messages) for stream in streams}
             assert len(encoded) == 1
             assert len(pb.WatchResponse.FromString(*encoded).events) == 1500
-            assert len(set(one_stream.messages)) == len(one_stream.messages) == 400
+            assert len(set(one_stream.messages)) == len(one_stream.messages) == 200
 
     run(main)
