@@ -49,3 +49,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         text = ".".join(map(str, oracle))
         terminalreporter.line(f"etcd 3.6 or newer: the oracle is {text}, with its known faults")
     terminalreporter.line("`make tools` builds them where Go is at hand.")
+    if "jotd_native" in skipped:
+        terminalreporter.line("`make native` builds jotd_native where Rust is at hand.")

@@ -80,6 +80,12 @@ def require(name: str) -> Path:
     return path
 
 
+def require_native() -> None:
+    """Skips the running test, as the summary will say, where the native front door is not built."""
+    if importlib.util.find_spec("jotd_native") is None:
+        pytest.skip(f"jotd_native{NOT_HAD}")
+
+
 def version(name: str) -> tuple[int, ...] | None:
     """The version that a program reports, as (major, minor, patch), or None if there is none."""
     path = find(name)

@@ -35,6 +35,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const RESET_UNSEEN_MAX: usize = 4096;
 /// What small DATA frames may cost before they are taken; one turn brings at most 256 KiB.
 const SMALL_FRAMES_BUDGET: usize = 16 << 20;
+/// h2 refuses headers of this many times our own limit, with an HTTP status. Between the two they
+/// are read (one block at a time on each connection) and refused with a gRPC status.
+const HEADERS_READ_FACTOR: u32 = 16;
 /// How long a connection that is over may take to say so.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
@@ -104,7 +107,7 @@ fn builder(limits: &Limits) -> Builder {
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(limits.header_bytes_max)
+        .max_header_list_size(limits.header_bytes_max.saturating_mul(HEADERS_READ_FACTOR))
         .max_pending_accept_reset_streams(RESET_UNSEEN_MAX)
         .data_frame_budget(SMALL_FRAMES_BUDGET);
     builder

@@ -4,6 +4,7 @@
 //! resets, pings, settings. The guard reads only the nine bytes before each frame, so it costs
 //! next to nothing, and sees a cancelled stream without asking each stream in turn.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// Bytes of the client's preface, before the first frame.
@@ -127,6 +128,9 @@ pub struct Guard {
     pub frames: u64,
     /// True once a SETTINGS frame came: the connection speaks HTTP/2.
     pub greeted: bool,
+    /// If set, `scan` notes where header blocks lie in what it was given.
+    pub headers: Option<Vec<Range<usize>>>,
+    in_headers: bool,
 }
 
 impl Guard {
@@ -146,6 +150,8 @@ impl Guard {
             last_stream: 0,
             frames: 0,
             greeted: false,
+            headers: None,
+            in_headers: false,
         }
     }
 
@@ -158,9 +164,16 @@ impl Guard {
 
     /// Reads what came, in any pieces. `busy`: the connection has calls.
     pub fn scan(&mut self, mut data: &[u8], now_ms: u64, busy: bool) -> Result<(), Flood> {
+        let len = data.len();
         loop {
             if self.skip > 0 {
                 let part = self.skip.min(data.len());
+                if self.in_headers
+                    && let Some(headers) = &mut self.headers
+                {
+                    let at = len - data.len();
+                    headers.push(at..at + part);
+                }
                 self.skip -= part;
                 data = data.get(part..).unwrap_or_default();
             }
@@ -195,6 +208,7 @@ impl Guard {
         let stream = u32::from_be_bytes([s0, s1, s2, s3]) & 0x7fff_ffff;
         self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
         self.frames += 1;
+        self.in_headers = kind == HEADERS;
         match kind {
             DATA | WINDOW_UPDATE | CONTINUATION | PUSH_PROMISE | GOAWAY => Ok(()),
             HEADERS => {
@@ -227,6 +241,25 @@ impl Guard {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes a socket's path fit to be an authority.
+///
+/// gRPC core names its peer on a unix socket by its percent-encoded path, and h2 takes no percent
+/// sign there. Nobody looks at the authority, so they are written over where they stand: the value
+/// keeps its length, and a header value cannot hold the line feed that the name is told by. Only
+/// for plain literals, which is how core sends them.
+pub fn mend_authority(block: &mut [u8]) {
+    const NAME: &[u8] = b"\x0a:authority";
+    let Some(at) = block.windows(NAME.len()).position(|window| window == NAME) else { return };
+    if let Some((len, rest)) = block.get_mut(at + NAME.len()..).and_then(<[u8]>::split_first_mut)
+        && *len < 127
+        && let Some(value) = rest.get_mut(..usize::from(*len))
+    {
+        for byte in value.iter_mut().filter(|byte| **byte == b'%') {
+            *byte = b'-';
+        }
     }
 }
 
@@ -313,6 +346,28 @@ mod tests {
                 guard.scan(&one, n * 100, true).unwrap();
             }
             assert_eq!(guard.scan(&one, 0, true).err().unwrap_or(flood), flood);
+        }
+    }
+
+    #[test]
+    fn an_authority_is_mended_in_header_blocks_only() {
+        let block = b"@\x05:path\x02/%@\x0a:authority\x05tmp%2@\x01x\x01%";
+        let mut bytes = vec![0; PREFACE_BYTES];
+        for kind in [DATA, HEADERS] {
+            let head = frame(kind, 4, 1, block.len());
+            bytes.extend(&head[..HEAD_BYTES]);
+            bytes.extend(block);
+        }
+        let mut guard = Guard::new(&Rates::default(), 0);
+        guard.headers = Some(Vec::new());
+        guard.scan(&bytes, 0, true).unwrap();
+        let spans = guard.headers.take().unwrap();
+        let start = bytes.len() - block.len();
+        assert_eq!(spans, [start..bytes.len()]);
+        mend_authority(&mut bytes[start..]);
+        assert_eq!(&bytes[start..], b"@\x05:path\x02/%@\x0a:authority\x05tmp-2@\x01x\x01%");
+        for cut in 0..block.len() {
+            mend_authority(&mut block.to_vec()[..cut]);
         }
     }
 }

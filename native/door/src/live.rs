@@ -127,6 +127,11 @@ fn status_headers(status: &Status, headers: &mut HeaderMap) {
     }
 }
 
+/// The size of headers as HTTP/2 counts it.
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+}
+
 fn grpc_response() -> Response<()> {
     let mut response = Response::new(());
     response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT.clone());
@@ -188,6 +193,12 @@ impl World {
 
     /// What grpc-go checks of the headers: the deadline in ms from now, or how it is refused.
     fn check(&self, head: &request::Parts) -> Result<Option<u64>, (StatusCode, Status)> {
+        let limit = self.core.limits.header_bytes_max as usize;
+        let size = header_bytes(&head.headers);
+        if size > limit {
+            let text = format!("received metadata size exceeds hard limit ({size} vs. {limit})");
+            return Err((StatusCode::OK, Status::new(code::RESOURCE_EXHAUSTED, text)));
+        }
         if head.method != http::Method::POST {
             let text = format!(
                 "Received a HEADERS frame with :method {:?} which should be POST",

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::guard::{Flood, Guard};
+use crate::guard::{self, Flood, Guard};
 use crate::socket::Socket;
 use crate::stats::Stats;
 use crate::world::World;
@@ -47,7 +47,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// `left` was read from the socket already.
-    pub fn new(world: Rc<World>, socket: Socket, left: Vec<u8>) -> Wire {
+    pub fn new(world: Rc<World>, socket: Socket, mut left: Vec<u8>) -> Wire {
         let now_ms = world.now_ms();
         let mut wire = Wire {
             guard: Guard::new(&world.core.limits.rates, now_ms),
@@ -63,7 +63,10 @@ impl Wire {
             flood: None,
             read_at_ms: now_ms,
         };
-        wire.scan(&left);
+        if matches!(wire.socket, Socket::Unix(_)) {
+            wire.guard.headers = Some(Vec::new());
+        }
+        wire.scan(&mut left);
         wire.left = left;
         wire
     }
@@ -73,12 +76,15 @@ impl Wire {
         self.reads = 0;
     }
 
-    fn scan(&mut self, data: &[u8]) {
+    fn scan(&mut self, data: &mut [u8]) {
         let now_ms = self.world.now_ms();
         self.read_at_ms = now_ms;
         let before = self.guard.frames;
         if let Err(flood) = self.guard.scan(data, now_ms, self.busy) {
             self.flood.get_or_insert(flood);
+        }
+        for block in self.guard.headers.iter_mut().flat_map(|spans| spans.drain(..)) {
+            guard::mend_authority(data.get_mut(block).unwrap_or_default());
         }
         let stats = &self.world.core.stats;
         Stats::add(&stats.frames_total, self.guard.frames - before);
@@ -117,7 +123,7 @@ impl Wire {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) => {
                 Stats::count(&world.core.stats.reads_total);
-                let data = into.filled();
+                let data = into.filled_mut();
                 self.scan(data);
                 let (now, later) = data.split_at_checked(buf.remaining()).unwrap_or((data, &[]));
                 buf.put_slice(now);

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from kvstore.pb import rpc_pb2
-from tests.peers import START_TRIES_MAX, Process, StartError, free_ports, jotd_command, require
+from tests.peers import START_TRIES_MAX, Process, StartError, free_ports, jotd_command, require, require_native
 
 
 def _openssl(*argv: str | Path) -> None:
@@ -36,9 +36,11 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("transport", ["grpcio"])
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls(pki: Path, tmp_path: Path, transport: str, mutual: bool) -> None:
+    if transport == "native":
+        require_native()
     extra = [f"--trusted-ca-file={pki}/ca.crt", "--client-cert-auth"] if mutual else []
     with _serve(pki, tmp_path, [f"--transport={transport}", *extra]) as server:
         assert server.metrics_url is not None

@@ -20,10 +20,22 @@ from kvstore.transport.address import parse_listen_url
 from kvstore.transport.grpccore import STOPPED
 from kvstore.transport.grpcio import GrpcioTransport
 from kvstore.transport.options import TransportOptions
-from kvstore.transport.seam import Call, Code, Kind, Stream
+from kvstore.transport.seam import Call, Code, Kind, Stream, Transport
+from tests.peers import require_native
 
 LIMIT = 1000
 WAIT_S = 10.0
+
+KINDS = {
+    "/t.S/Bidi": Kind.BIDI_STREAM,
+    "/t.S/List": Kind.SERVER_STREAM,
+    "/t.S/Refuse": Kind.BIDI_STREAM,
+    "/t.S/Echo": Kind.UNARY,
+    "/t.S/Fail": Kind.UNARY,
+    "/t.S/Hold": Kind.UNARY,
+    "/t.S/Crash": Kind.UNARY,
+    "/t.S/Who": Kind.UNARY,
+}
 
 
 class Handler:
@@ -67,16 +79,7 @@ class Service:
         self.opened = asyncio.Event()
 
     def kind(self, method: str) -> Kind | None:
-        return {
-            "Bidi": Kind.BIDI_STREAM,
-            "List": Kind.SERVER_STREAM,
-            "Refuse": Kind.BIDI_STREAM,
-            "Echo": Kind.UNARY,
-            "Fail": Kind.UNARY,
-            "Hold": Kind.UNARY,
-            "Crash": Kind.UNARY,
-            "Who": Kind.UNARY,
-        }.get(method.removeprefix("/t.S/"))
+        return KINDS.get(method)
 
     def unimplemented(self, method: str) -> str:
         return f"unknown method {method}"
@@ -107,14 +110,27 @@ class Service:
         return handler
 
 
-@pytest.fixture(autouse=True, params=["grpcio"])
-def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _grpcio(options: TransportOptions) -> Transport:
+    return GrpcioTransport(options)
+
+
+def _native(options: TransportOptions) -> Transport:
+    from kvstore.transport.native import NativeTransport
+
+    return NativeTransport(options, KINDS)
+
+
+make_transport: Callable[[TransportOptions], Transport] = _grpcio
+
+
+@pytest.fixture(autouse=True, params=["grpcio", "native"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test runs on every transport: which one it is must not be observable."""
-    kinds = {"grpcio": GrpcioTransport}
-    monkeypatch.setattr(sys.modules[__name__], "Transport", kinds[request.param])
-
-
-Transport: type[GrpcioTransport] = GrpcioTransport
+    name: str = request.param
+    if name == "native":
+        require_native()
+        monkeypatch.setattr(sys.modules[__name__], "make_transport", _native)
+    return name
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -123,9 +139,9 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @asynccontextmanager
-async def serving(service: Service, **options: Any) -> AsyncIterator[tuple[str, GrpcioTransport]]:
+async def serving(service: Service, **options: Any) -> AsyncIterator[tuple[str, Transport]]:
     url = parse_listen_url("http://127.0.0.1:0")
-    transport = Transport(TransportOptions(listen=(url,), **options))
+    transport = make_transport(TransportOptions(listen=(url,), **options))
     await transport.start(service)
     try:
         yield transport.bound[0].netloc, transport
@@ -416,12 +432,12 @@ def test_a_port_or_socket_in_use_is_refused(tmp_path: Path) -> None:
         async with serving(Service()) as (address, _):
             second = TransportOptions(listen=(parse_listen_url(f"http://{address}"),))
             with pytest.raises(OSError, match="address already in use"):
-                await Transport(second).start(Service())
+                await make_transport(second).start(Service())
         url = parse_listen_url(f"unix://{tmp_path}/etcd.sock")
-        first = Transport(TransportOptions(listen=(url,)))
+        first = make_transport(TransportOptions(listen=(url,)))
         await first.start(Service())
         with pytest.raises(OSError, match="address already in use"):
-            await Transport(TransportOptions(listen=(url,))).start(Service())
+            await make_transport(TransportOptions(listen=(url,))).start(Service())
         async with grpc.aio.insecure_channel(f"unix:{tmp_path}/etcd.sock") as channel:
             assert await call(channel, "Echo") == b"x"
         await first.drain(0.1)
