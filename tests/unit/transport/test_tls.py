@@ -11,7 +11,15 @@ import httpx
 import pytest
 
 from kvstore.pb import rpc_pb2
-from tests.peers import START_TRIES_MAX, Process, StartError, free_ports, jotd_command, require, require_native
+from tests.peers import (
+    START_TRIES_MAX,
+    Process,
+    StartError,
+    free_ports,
+    jotd_command,
+    require,
+    require_native,
+)
 
 
 def _openssl(*argv: str | Path) -> None:
