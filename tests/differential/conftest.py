@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import peers
-from tests.oracle.pair import Pair
+from tests.oracle.faults import CURRENT
+from tests.oracle.pair import Pair, left_out
 
 _COMMON = {
     "deadline": None,
@@ -24,6 +25,26 @@ _COMMON = {
 }
 settings.register_profile("differential", max_examples=60, **_COMMON)
 settings.register_profile("differential-long", max_examples=2000, **_COMMON)
+
+#: The program that knows the answers, by its name under ``.tools/bin`` or on PATH.
+ORACLE = os.environ.get("JOTD_DIFFERENTIAL_ORACLE", "etcd")
+
+
+def oracle_version() -> tuple[int, ...]:
+    return peers.version(ORACLE) or CURRENT
+
+
+def needs_oracle(version: tuple[int, ...], why: str) -> pytest.MarkDecorator:
+    """Skips what an older oracle knows nothing of, by name."""
+    found = oracle_version()
+    reason = f"the oracle is etcd {'.'.join(map(str, found))}: {why}"
+    return pytest.mark.skipif(found < version, reason=reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for why, count in left_out.items():
+        terminalreporter.line(f"differential: {count} times not compared: {why}")
+
 
 #: Multiplies the examples of a test.
 LONG = os.environ.get("JOTD_HYPOTHESIS_PROFILE") == "long"
@@ -43,7 +64,7 @@ def subject_is_etcd() -> bool:
 def start_oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], peers.Process]:
     def start() -> peers.Process:
         base = tmp_path_factory.mktemp("oracle")
-        return peers.start_etcd(base, ["--unsafe-no-fsync"])
+        return peers.start_etcd(base, ["--unsafe-no-fsync"], program=ORACLE)
 
     return start
 
@@ -77,7 +98,7 @@ def servers(
         running.append(start_subject())
         return running[0].endpoint, running[1].endpoint
 
-    pair = Pair(start)
+    pair = Pair(start, oracle_version())
     yield pair
     pair.close()
     stop()

@@ -17,7 +17,7 @@ import pytest
 from kvstore.pb import rpc_pb2 as rpc
 from tests import peers
 from tests.differential import strategies as some
-from tests.differential.conftest import LONG, subject_is_etcd
+from tests.differential.conftest import LONG, oracle_version, subject_is_etcd
 from tests.oracle.client import Answer, Client
 from tests.oracle.pair import Divergence, Pair
 
@@ -182,7 +182,7 @@ def journaled(
             running.append(peers.start_jotd(base / "jotd", journal=request.param))
         return running[0].endpoint, running[1].endpoint
 
-    pair = Pair(start)
+    pair = Pair(start, oracle_version())
     yield pair
     pair.close()
     for process in running:

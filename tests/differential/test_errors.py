@@ -12,7 +12,10 @@ import pytest
 from google.protobuf.message import Message
 
 from kvstore.pb import rpc_pb2 as rpc
+from tests.differential.conftest import needs_oracle
 from tests.differential.strategies import wrap
+from tests.oracle.faults import CURRENT as CURRENT_ETCD
+from tests.oracle.faults import FAIR
 from tests.oracle.pair import COMPACTED, CURRENT, Pair
 
 INVALID, NOT_FOUND, EXHAUSTED, PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED = 3, 5, 8, 9, 11, 12
@@ -405,9 +408,12 @@ def _untouched(pair: Pair, revision: int) -> None:
 def test_every_error(servers: Pair) -> None:
     _prepare(servers)
     for case in CASES:
+        if case.text == BAD_SORT and servers.version < FAIR:
+            continue
         revision = servers.revision
         answer = servers.call(case.method, case.request)
-        assert (answer.code, answer.text) == (case.code, case.text), case.name
+        if servers.version >= CURRENT_ETCD or not case.name.endswith("first of two"):
+            assert (answer.code, answer.text) == (case.code, case.text), case.name
         _untouched(servers, revision)
 
 
@@ -419,6 +425,7 @@ def test_has_leader_metadata(pair: Pair, method: str) -> None:
         assert pair.call(method, request, metadata=md).ok
 
 
+@needs_oracle(FAIR, "forbids less when there is no space")
 def test_space(pair: Pair) -> None:
     """What a NOSPACE alarm forbids and what it leaves."""
     pair.call("Lease.LeaseGrant", rpc.LeaseGrantRequest(ID=1, TTL=5000))

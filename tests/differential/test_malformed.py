@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from kvstore.pb import rpc_pb2 as rpc
+from tests.differential.conftest import needs_oracle
 from tests.differential.wire import delimited, nested_txns, put_of_length, tag, varint
 from tests.oracle.client import Answer
 from tests.oracle.pair import Pair
@@ -55,6 +56,7 @@ MALFORMED = {
 }
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 @pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("path", [PUT, RANGE, TXN, "/etcdserverpb.KV/Compact"])
 def test_malformed_requests(pair: Pair, path: str, name: str) -> None:
@@ -83,6 +85,7 @@ ODD_BUT_SOUND = {
 }
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 @pytest.mark.parametrize("name", ODD_BUT_SOUND)
 def test_odd_requests(pair: Pair, name: str) -> None:
     """What protobuf allows is taken as etcd takes it."""
@@ -90,6 +93,7 @@ def test_odd_requests(pair: Pair, name: str) -> None:
     revision(pair)
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 def test_odd_transactions(pair: Pair) -> None:
     """Of a oneof given twice the last counts; the same one twice is merged."""
     one, other = delimited(1, b"one"), delimited(1, b"other")
@@ -106,6 +110,7 @@ def test_odd_transactions(pair: Pair) -> None:
     revision(pair)
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 @pytest.mark.parametrize("method", ["KV.RangeStream", "Watch.Watch", "Lease.LeaseKeepAlive"])
 def test_malformed_streams(pair: Pair, method: str) -> None:
     for client in (pair.left, pair.right):
@@ -120,6 +125,7 @@ def test_malformed_streams(pair: Pair, method: str) -> None:
     revision(pair)
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 def test_text_that_is_no_text(pair: Pair) -> None:
     for body in (b"\x0a\x01\xff", b"\x0a\x03\xed\xa0\x80", b"\x0a\x02\xc0\x80"):
         answer = pair.raw("/grpc.health.v1.Health/Check", body)
@@ -129,6 +135,7 @@ def test_text_that_is_no_text(pair: Pair) -> None:
         )
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 @pytest.mark.parametrize(
     "path",
     [
@@ -165,6 +172,7 @@ def test_deep_transactions(pair: Pair, depth: int) -> None:
     assert revision(pair) == before + 1
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 @pytest.mark.parametrize("depth", [5000, 20000])
 def test_bottomless_transactions(pair: Pair, depth: int) -> None:
     before = revision(pair)
@@ -199,6 +207,7 @@ def test_request_limit(servers: Pair) -> None:
     assert abs(left - right) <= 2, (left, right)
 
 
+@needs_oracle((3, 7), "another protobuf parser")
 @pytest.mark.slow
 def test_long_messages(pair: Pair) -> None:
     too_large = (INVALID, "etcdserver: request is too large")

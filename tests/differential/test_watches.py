@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from kvstore.pb import rpc_pb2 as rpc
 from tests.differential import strategies as some
-from tests.differential.conftest import LONG, examples
+from tests.differential.conftest import LONG, examples, needs_oracle
 from tests.differential.watching import watch_example
+from tests.oracle.faults import FAIR
 from tests.oracle.pair import Pair
 
+pytestmark = needs_oracle(FAIR, "reports progress too early, loses events where it compacts")
 SEEDS = 600 if LONG else 40
 
 
