@@ -167,7 +167,8 @@ def test_range_streams_that_nobody_reads(jotd: peers.Process) -> None:
                 deaf.append(connection)
             await asyncio.sleep(1)
             growth = resident_bytes(jotd) - before
-            assert growth < readers * keys * size // 4, f"{growth / MIB} MiB"
+            # Two chunks each, the holes they leave in the heap, and all of it at once.
+            assert growth < readers * keys * size // 3, f"{growth / MIB} MiB"
             for connection in deaf:
                 connection.close()
             await client.delete(b"page/", b"page0")
