@@ -105,6 +105,7 @@ class _Server:
                 await node.close()
             raise
         self._collector.settle()
+        node.slicer.on_round = self._collector.set_aside
         try:
             return await self._serve(node, loop)
         finally:

@@ -32,6 +32,8 @@ class Slicer:
         self._loop = loop
         self._jobs: deque[tuple[Steps[Any], Done]] = deque()
         self._scheduled = False
+        self.on_round: Callable[[], None] = lambda: None
+        """Called after each round that leaves work: a place for the collector's policy."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -77,6 +79,7 @@ class Slicer:
             if time.perf_counter() >= end:
                 break
         if jobs:
+            self.on_round()
             self._schedule()
 
     @staticmethod
