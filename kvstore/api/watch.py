@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from io import BytesIO
 
 from google.protobuf.message import DecodeError
 
@@ -23,6 +24,10 @@ from kvstore.transport.seam import Code, Stream
 from kvstore.watch.hub import EventChunk, Hub, Shape, Watcher
 
 NO_WATCH_ID = -1
+
+JOIN_BYTES = 2 << 20
+STEP_BYTES = 256 << 10
+"""Messages above the first, as a huge revision makes, are put together in steps of the second."""
 
 RESPONSE_BYTES = 1 << 20
 """Events of several revisions are put into one response up to this size."""
@@ -218,10 +223,16 @@ class WatchStream:
                 return
             if watcher.due:
                 if not self._hub.is_compacted(watcher):
-                    if chunk.events:
+                    message = None
+                    if chunk.count:
                         watcher.quiet = False
-                        self._send_events(watcher, chunk)
-                    self._hub.caught_up(watcher, chunk.last_revision)
+                        message = yield from self._message_steps(watcher, chunk)
+                    if self._closed:
+                        return
+                    if watcher.due:
+                        if message is not None:
+                            self._send_events(watcher, chunk, message)
+                        self._hub.caught_up(watcher, chunk.last_revision)
                 if watcher.due:
                     due.append(watcher)
             served += 1
@@ -230,16 +241,35 @@ class WatchStream:
         if self._progress_wanted and not due and stream.room > 0:
             self._answer_progress()
 
-    def _send_events(self, watcher: Watcher, chunk: EventChunk) -> None:
-        head = self._headers.at(self._store.revision) + _watch_id(watcher.id)
-        self._hub.events += len(chunk.events)
-        if watcher.fragment and chunk.size >= self._fragment_bytes and len(chunk.events) > 1:
-            for events, last in _fragments(chunk.events, self._fragment_bytes):
-                self._stream.send(b"".join((head, b"" if last else b"\x38\x01", *events)))
-        elif len(chunk.events) == 1:
-            self._stream.send(head + chunk.events[0])
-        else:
-            self._stream.send(head + chunk.joined)
+    def _head(self, watcher: Watcher) -> bytes:
+        return self._headers.at(self._store.revision) + _watch_id(watcher.id)
+
+    def _message_steps(self, watcher: Watcher, chunk: EventChunk) -> Steps[bytes]:
+        """The events as one message, or nothing if they go in fragments; long ones in slices."""
+        if watcher.fragment and chunk.size >= self._fragment_bytes and chunk.count > 1:
+            return b""
+        if chunk.size <= JOIN_BYTES:
+            return b"".join((self._head(watcher), *chunk.parts))
+        out = BytesIO()
+        out.write(self._head(watcher))
+        pending = 0
+        for part in chunk.parts:
+            out.write(part)
+            pending += len(part)
+            if pending >= STEP_BYTES:
+                pending = 0
+                yield
+        return out.getvalue()
+
+    def _send_events(self, watcher: Watcher, chunk: EventChunk, message: bytes) -> None:
+        self._hub.events += chunk.count
+        if message:
+            self._stream.send(message)
+            return
+        # In one step: the client takes whatever comes between two fragments for the next one.
+        head = self._head(watcher)
+        for parts, last in _fragments(chunk.parts, self._fragment_bytes):
+            self._stream.send(b"".join((head, b"" if last else b"\x38\x01", *parts)))
 
     def _cancel_compacted(self, watcher: Watcher) -> None:
         """The watcher was overtaken by compaction (I4). etcd's header has no revision here."""
@@ -282,14 +312,14 @@ class WatchStream:
             watcher.quiet = True
 
 
-def _fragments(events: list[bytes], size_max: int) -> list[tuple[list[bytes], bool]]:
-    """Cut events into messages below `size_max`, one event at least; marks the last."""
+def _fragments(parts: list[bytes], size_max: int) -> list[tuple[list[bytes], bool]]:
+    """Cut events into messages below `size_max`, one part at least; marks the last."""
     cut: list[list[bytes]] = [[]]
     size = 0
-    for event in events:
-        if cut[-1] and size + len(event) >= size_max:
+    for part in parts:
+        if cut[-1] and size + len(part) >= size_max:
             cut.append([])
             size = 0
-        cut[-1].append(event)
-        size += len(event)
+        cut[-1].append(part)
+        size += len(part)
     return [(part, at == len(cut) - 1) for at, part in enumerate(cut)]

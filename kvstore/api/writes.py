@@ -20,6 +20,10 @@ STAND_IN_KEYS = 1000
 """A range delete of more keys than this is journaled as the operation (R13)."""
 
 
+COPY_BYTES = 1 << 20
+"""Answers above this are not copied once more."""
+
+
 class CallOperation(Operation):
     """A write request that came in as a call."""
 
@@ -142,7 +146,12 @@ class Deleted:
         """A DeleteRangeResponse."""
         if not self.count:
             return header
-        return b"%b\x10%b%b" % (header, varint(self.count), self._out.getvalue())
+        ending = b"%b\x10%b" % (header, varint(self.count))
+        if self._out.tell() < COPY_BYTES:
+            return ending + self._out.getvalue()
+        # Fields may come in any order; a copy of a huge answer is a long step (I9).
+        self._out.write(ending)
+        return self._out.getvalue()
 
 
 def delete_steps(draft: Draft, request: pb.DeleteRangeRequest) -> Steps[Deleted]:

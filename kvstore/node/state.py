@@ -113,6 +113,6 @@ def delete_lease_keys_steps(view: WriteView, parts: Iterator[list[bytes]]) -> St
     for key in merge(*runs):
         if view.delete(key) is not None:
             deleted += 1
-            if deleted % SLICE == 0:
+            if deleted % (SLICE // 2) == 0:
                 yield
     return deleted

@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from operator import attrgetter
 
 from kvstore.mvcc.buckets import BucketedDict
@@ -22,6 +21,9 @@ from kvstore.watch.intervals import IntervalMap, Range
 
 _RECENT = 256
 """Matching events that a group keeps at hand; older ones are read from the history."""
+
+PART_BYTES = 64 << 10
+"""Events that are kept and sent together."""
 
 ENCODED_MAX = 1000
 ENCODED_BYTES_MAX = 16 << 20
@@ -108,18 +110,18 @@ class Group:
             del self.recent[:surplus]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EventChunk:
-    """Encoded events (field 11 of WatchResponse) of whole revisions up to `last_revision`."""
+    """Encoded events (field 11 of WatchResponse) of whole revisions up to `last_revision`.
 
-    events: list[bytes]
+    `parts` are `count` events joined, in pieces of at most PART_BYTES unless one event is longer:
+    what many watchers send is joined once, and a huge revision is not an object for each event.
+    """
+
+    parts: list[bytes]
+    count: int
     size: int
     last_revision: int
-
-    @cached_property
-    def joined(self) -> bytes:
-        """All events in one piece, made once for all watchers that get them."""
-        return b"".join(self.events)
 
 
 class _Encoding:
@@ -167,8 +169,8 @@ class _Encoded:
         self._encodings[memo] = encoding
 
     def weigh(self, chunk: EventChunk) -> None:
-        """A chunk is finished. It counts twice, since it may be joined too."""
-        self._nbytes += 2 * chunk.size
+        """A chunk is finished."""
+        self._nbytes += chunk.size
         if self._nbytes > ENCODED_BYTES_MAX:
             self._forget()
 
@@ -362,24 +364,34 @@ class Hub:
                 break
             yield
             if start < self._store.compact_revision:
-                return EventChunk([], 0, start - 1)
+                return EventChunk([], 0, 0, start - 1)
         return (yield from _encode_steps(found, shape, through, size_max))
 
 
 def _encode_steps(
     versions: list[Version], shape: Shape, through: int, size_max: int
 ) -> Steps[EventChunk]:
+    parts: list[bytes] = []
     events: list[bytes] = []
-    size = 0
+    count = size = pending = 0
     revision = 0
     for at, version in enumerate(versions):
         if version.mod != revision and size >= size_max:
-            return EventChunk(events, size, revision)
+            through = revision
+            break
         revision = version.mod
         if not (shape.no_put if version.number else shape.no_delete):
             event = encode_event(version, shape)
+            if events and pending + len(event) > PART_BYTES:
+                parts.append(b"".join(events))
+                events.clear()
+                pending = 0
             events.append(event)
+            pending += len(event)
             size += len(event)
+            count += 1
         if at % SLICE == SLICE - 1:
             yield
-    return EventChunk(events, size, through)
+    if events:
+        parts.append(b"".join(events))
+    return EventChunk(parts, count, size, through)
