@@ -18,6 +18,7 @@ from journal.memory import MemoryJournal, MemorySnapshots, MemoryStorage
 from kvstore.api.service import EtcdService, ServiceOptions
 from kvstore.node import records
 from kvstore.node.committer import Committer
+from kvstore.node.errors import NoSpace
 from kvstore.node.node import NodeOptions
 from kvstore.node.operation import Operation
 from kvstore.node.proposer import Proposer
@@ -183,6 +184,13 @@ class Stepper:
         self.tail = at_once(self.journal.append(batch.parts, self.tail))
         self._committing = True
         self.slicer.start(self.committer.commit_steps(batch), self._committed)
+        return True
+
+    def refuse(self) -> bool:
+        """The journal has no room for the next batch."""
+        if self._committing or self.proposer.take() is None:
+            return False
+        self.proposer.refused(NoSpace())
         return True
 
     def _committed(self, result: None, error: BaseException | None) -> None:
