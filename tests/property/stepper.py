@@ -21,7 +21,7 @@ from kvstore.node.committer import Committer
 from kvstore.node.errors import NoSpace
 from kvstore.node.node import NodeOptions
 from kvstore.node.operation import Operation
-from kvstore.node.proposer import Proposer
+from kvstore.node.proposer import Batch, Proposer
 from kvstore.node.recovery import Recovery
 from kvstore.node.snapshotter import Snapshotter
 from kvstore.node.state import State
@@ -159,6 +159,7 @@ class Stepper:
         self.service = EtcdService(self, ServiceOptions())  # type: ignore[arg-type]
         self.errors: list[BaseException] = []
         self._waiting: list[tuple[int, Callable[[], None]]] = []
+        self._in_flight: Batch | None = None
         self._committing = False
         self._compacting = False
         self.snapshots = 0
@@ -175,21 +176,26 @@ class Stepper:
         return not self._committing
 
     def append(self) -> bool:
-        """Journal the next batch and begin to apply it. False if that cannot be now."""
+        """Send the next batch to the journal, or if one is there, have it taken and apply it.
+
+        False if neither can be now.
+        """
         if self._committing:
             return False
-        batch = self.proposer.take()
-        if batch is None:
-            return False
+        if self._in_flight is None:
+            self._in_flight = self.proposer.take()
+            return self._in_flight is not None
+        batch, self._in_flight = self._in_flight, None
         self.tail = at_once(self.journal.append(batch.parts, self.tail))
         self._committing = True
         self.slicer.start(self.committer.commit_steps(batch), self._committed)
         return True
 
     def refuse(self) -> bool:
-        """The journal has no room for the next batch."""
-        if self._committing or self.proposer.take() is None:
+        """The journal has no room for the batch that is in flight."""
+        if self._in_flight is None:
             return False
+        self._in_flight = None
         self.proposer.refused(NoSpace())
         return True
 

@@ -75,7 +75,7 @@ class Comparison:
         kind = draw.random.random()
         if kind < 0.4:
             self.ask(draw.any())
-        elif kind < 0.8:
+        elif kind < 0.75:
             self.server.slicer.step(draw.random.randrange(10))
         elif kind < 0.95:
             self.server.append()

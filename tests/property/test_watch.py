@@ -101,7 +101,7 @@ class Streams:
             )
             if not read_only and "duplicate key" not in call.message:
                 self.model.apply(request)
-        elif kind < 0.55:
+        elif kind < 0.5:
             self.server.slicer.step(draw.random.randrange(10))
         elif kind < 0.68:
             self.server.append()
