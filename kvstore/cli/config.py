@@ -57,10 +57,7 @@ class ServeConfig:
     max_txn_ops: int
     snapshot_count: int
     auto_compaction: AutoCompaction
-    compaction_batch_limit: int
-    compaction_sleep_interval_s: float
     watch_progress_notify_interval_s: float
-    warning_unary_request_duration_s: float
     warning_apply_duration_s: float
     drain_timeout_s: float
     metrics_extensive: bool
@@ -125,10 +122,7 @@ def _build(parsed: Parsed) -> ServeConfig:
         max_txn_ops=v["max-txn-ops"],
         snapshot_count=v["snapshot-count"],
         auto_compaction=auto_compaction(v["auto-compaction-mode"], v["auto-compaction-retention"]),
-        compaction_batch_limit=v["compaction-batch-limit"],
-        compaction_sleep_interval_s=v["compaction-sleep-interval"],
         watch_progress_notify_interval_s=v["watch-progress-notify-interval"],
-        warning_unary_request_duration_s=v["warning-unary-request-duration"],
         warning_apply_duration_s=v["warning-apply-duration"],
         drain_timeout_s=v["drain-timeout"],
         metrics_extensive=v["metrics"] == "extensive",

@@ -200,20 +200,6 @@ _SERVED = (
     ),
     _flag(
         "Compaction and watches",
-        "compaction-batch-limit",
-        values.positive,
-        "1000",
-        "Revisions that one step of a compaction removes at most.",
-    ),
-    _flag(
-        "Compaction and watches",
-        "compaction-sleep-interval",
-        values.duration,
-        "10ms",
-        "Pause between the steps of a compaction.",
-    ),
-    _flag(
-        "Compaction and watches",
         "watch-progress-notify-interval",
         values.duration,
         "10m",
@@ -268,13 +254,6 @@ _SERVED = (
     ),
     _flag(
         "Logging and metrics",
-        "warning-unary-request-duration",
-        values.duration,
-        "300ms",
-        "A request that takes longer is logged.",
-    ),
-    _flag(
-        "Logging and metrics",
         "warning-apply-duration",
         values.duration,
         "100ms",
@@ -291,9 +270,13 @@ _BBOLT = "jotd has no bbolt"
 _AUTH = "jotd has no users or roles yet"
 _TRACING = "jotd does not trace"
 _NEVER = "jotd has nothing to do for it"
+_SLICES = "jotd compacts in slices of its own size"
 
 #: etcd's flags that are taken and do nothing, by name, with the reason. See `_IGNORED_BOOLS`.
 IGNORED: Mapping[str, str] = {
+    "compaction-batch-limit": _SLICES,
+    "compaction-sleep-interval": _SLICES,
+    "warning-unary-request-duration": "--metrics=extensive has histograms of every method",
     "listen-peer-urls": _PEERS,
     "initial-advertise-peer-urls": _PEERS,
     "raft-read-timeout": _PEERS,
