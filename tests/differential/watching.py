@@ -242,6 +242,8 @@ def watch_example(
                 for seen in (watched.left, watched.right):
                     seen.fragments.add(request.watch_id)
             watched.send(create(request))
+        # Answers to requests and progress come by different ways in etcd: either may be first.
+        ready.both("wait_created", len(watches) - len(overtaken) + 1)
         ready.both("wait_progress", pair.revision)
         ready.compare()
         late.both("wait_created", len(overtaken) + 1)
