@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.pb import rpc_pb2 as rpc
+from tests import peers
 from tests.differential import strategies as some
-from tests.differential.conftest import LONG, examples, needs_oracle
-from tests.differential.watching import watch_example
+from tests.differential.conftest import (
+    LONG,
+    ORACLE,
+    examples,
+    needs_oracle,
+    oracle_version,
+    subject_is_etcd,
+)
+from tests.differential.watching import PROGRESS, cancel, create, watch_example
+from tests.oracle.client import Duplex
 from tests.oracle.faults import FAIR
 from tests.oracle.pair import Pair
 
@@ -69,3 +81,71 @@ def test_random_watches(
     during: list[some.Step],
 ) -> None:
     watch_example(servers, before, watches, during)
+
+
+@pytest.fixture
+def restless(tmp_path: Path) -> Iterator[Pair]:
+    """A pair that reports progress ten times a second to watches that want it."""
+    running: list[peers.Process] = []
+    args = ["--watch-progress-notify-interval=100ms"]
+
+    def start() -> tuple[str, str]:
+        running.append(peers.start_etcd(tmp_path, args, program=ORACLE))
+        if subject_is_etcd():
+            running.append(peers.start_etcd(tmp_path, args, program=ORACLE))
+        else:
+            running.append(peers.start_jotd(tmp_path / "jotd", args, journal="memory"))
+        return running[0].endpoint, running[1].endpoint
+
+    pair = Pair(start, oracle_version())
+    pair.fresh()
+    yield pair
+    pair.close()
+    for process in running:
+        process.stop()
+
+
+def _quiet(stream: Duplex, seconds: float) -> bool:
+    """Whether nothing comes for a while. (Too short a while only makes the test blind.)"""
+    return stream.next(seconds) is None
+
+
+@needs_oracle((3, 6), "another flag")
+def test_progress_on_a_timer(restless: Pair) -> None:
+    """Only to watches that asked for it, with the current revision, between events."""
+    restless.call("KV.Put", rpc.PutRequest(key=b"a"))
+    streams = restless.watch()
+    for stream in streams:
+        stream.send(create(rpc.WatchCreateRequest(key=b"a", watch_id=1, progress_notify=True)))
+        stream.send(create(rpc.WatchCreateRequest(key=b"b", watch_id=2)))
+        assert [stream.next().created, stream.next().created] == [True, True]
+    for _ in range(2):
+        put = restless.call("KV.Put", rpc.PutRequest(key=b"other"))
+        revision = put.message.header.revision
+        for stream in streams:
+            seen = stream.until(lambda one, wanted=revision: one.header.revision >= wanted)
+            for one in seen:
+                assert (one.watch_id, len(one.events), one.created, one.canceled) == (1, 0, 0, 0)
+            assert seen[-1].header.revision == revision
+    for stream in streams:
+        # A watch from the future is told nothing, and asking for all gets no answer for its sake.
+        stream.send(create(rpc.WatchCreateRequest(key=b"c", watch_id=3, start_revision=10_000)))
+        stream.until(lambda one: one.created)
+        stream.send(PROGRESS)
+        assert all(one.watch_id == 1 for one in [stream.next() for _ in range(5)])
+        stream.send(cancel(3))
+        stream.until(lambda one: one.canceled)
+        stream.send(PROGRESS)
+        assert stream.until(lambda one: one.watch_id == -1)[-1].header.revision == revision
+        stream.send(cancel(1))
+        stream.until(lambda one: one.canceled)
+        # etcd may have had one more of these under way.
+        assert _quiet(stream, 0.5) or (stream is streams[0] and _quiet(stream, 0.5))
+        stream.send(PROGRESS)
+        assert stream.next().watch_id == -1
+        stream.send(cancel(2))
+        assert stream.next().canceled
+        # Nobody is there to report for.
+        stream.send(PROGRESS)
+        assert _quiet(stream, 0.5)
+        stream.close()
