@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from google.protobuf.message import DecodeError
 
-from journal.contract import Corrupt, Journal, Opened
+from journal.contract import Corrupt, Entry, Journal, Opened
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.node import records
@@ -51,7 +51,13 @@ class Recovery:
         replayed = 0
         async for entries in self._journal.read(self.snapshot_sequence):
             for entry in entries:
-                for record in records.read_batch(entry.payload):
+                for record in _records(entry):
+                    revision = record.revision
+                    if revision and revision != state.store.revision + 1:
+                        raise _not_ours(
+                            entry,
+                            f"revision {revision} follows {state.store.revision}",
+                        )
                     for _ in state.replay_steps(record, self._now()):
                         pass
                     replayed += 1
@@ -136,6 +142,23 @@ class Recovery:
         for alarm in header.alarms:
             state.alarms.add((alarm.member_id, alarm.type))
         return state
+
+
+def _records(entry: Entry) -> list[record_pb2.Record]:
+    try:
+        return list(records.read_batch(entry.payload))
+    except DecodeError:
+        raise _not_ours(entry, "it holds no records") from None
+
+
+def _not_ours(entry: Entry, what: str) -> Corrupt:
+    """An entry that is intact, and yet none that could stand there (I3, I10)."""
+    return Corrupt(
+        "journal",
+        entry.sequence,
+        f"the entry at this sequence is not the one that belongs there: {what}",
+        "Restore the journal from a copy",
+    )
 
 
 def _parse_header(name: str, chunk: bytes) -> record_pb2.SnapshotHeader:

@@ -343,3 +343,25 @@ def test_a_start_gives_leases_their_full_time_and_keeps_alarms() -> None:
         await w.node.close()
 
     run(main)
+
+
+@pytest.mark.parametrize("payload", [b"\xff\xff", "gap", "again"])
+def test_an_entry_that_does_not_belong_there_stops_the_start(payload: bytes | str) -> None:
+    """Intact, as its checksums say, and not what this node could have written (I3, I10)."""
+
+    async def main() -> None:
+        w = await start()
+        await filled(w, 3)
+        await w.node.close()
+        entries = w.storage.payloads
+        if payload == "gap":
+            del entries[4]
+        elif payload == "again":
+            entries.append(entries[4])
+        else:
+            assert isinstance(payload, bytes)
+            entries.append(payload)
+        with pytest.raises(Corrupt, match="belongs there"):
+            await start(w.storage)
+
+    run(main)
