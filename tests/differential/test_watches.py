@@ -149,3 +149,35 @@ def test_progress_on_a_timer(restless: Pair) -> None:
         stream.send(PROGRESS)
         assert _quiet(stream, 0.5)
         stream.close()
+
+
+MESSAGE_BYTES_MAX = 2 << 20
+
+
+@pytest.mark.slow
+def test_fragments(pair: Pair) -> None:
+    """A revision of 2.5 MB: in one message, or in fragments for a watch that asked for them."""
+    value = b"x" * 10_000
+    for _ in range(2):
+        puts = [some.wrap(rpc.PutRequest(key=b"f%03d" % n, value=value)) for n in range(128)]
+        big = pair.call("KV.Txn", rpc.TxnRequest(success=puts)).message.header.revision
+    cuts, told = [], []
+    for stream in pair.watch():
+        watch = rpc.WatchCreateRequest(
+            key=b"f", range_end=b"g", start_revision=big, prev_kv=True, watch_id=1
+        )
+        stream.send(create(watch))
+        whole = stream.until(lambda one: one.events)[-1]
+        assert (len(whole.events), whole.fragment) == (128, False)
+        watch.watch_id, watch.fragment = 2, True
+        stream.send(create(watch))
+        parts = stream.until(lambda one: one.events and not one.fragment)[1:]
+        assert [one.fragment for one in parts] == [True] * (len(parts) - 1) + [False]
+        assert all(one.ByteSize() <= MESSAGE_BYTES_MAX for one in parts)
+        assert [event for one in parts for event in one.events] == list(whole.events)
+        assert {one.header.revision for one in parts} == {big}
+        cuts.append(len(parts))
+        told.append(list(whole.events))
+        stream.close()
+    assert cuts[0] == cuts[1] == 2
+    assert told[0] == told[1]
