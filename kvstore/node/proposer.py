@@ -114,7 +114,7 @@ class Proposer:
         self._bytes = 0
         self._reply_bytes = 0
         self._queued_bytes = 0
-        self._store_bytes = state.store.size_bytes
+        self._state_bytes = state.size_bytes
         self.quota_bytes = 0
         self.disk_is_full = False
         self.on_no_space: Callable[[], None] = lambda: None
@@ -214,7 +214,7 @@ class Proposer:
         if operation.cost_bytes:
             if self.disk_is_full or self.is_capped():
                 return NoSpace()
-            size = self._store_bytes + self._bytes + operation.cost_bytes
+            size = self._state_bytes + self._bytes + operation.cost_bytes
             if self.quota_bytes and size > self.quota_bytes:
                 self.on_no_space()
                 return NoSpace()
@@ -388,7 +388,7 @@ class Proposer:
         self._flying.popleft()
         self._bytes -= batch.nbytes
         self._reply_bytes -= batch.reply_bytes
-        self._store_bytes = self._state.store.size_bytes
+        self._state_bytes = self._state.size_bytes
         if batch.releases:
             self._held = False
         replies = batch.replies
@@ -450,7 +450,7 @@ class Proposer:
 
     def expire(self, now: float) -> None:
         """Answer what has taken too long. What is in flight stays in flight (R12)."""
-        self._store_bytes = self._state.store.size_bytes
+        self._state_bytes = self._state.size_bytes
         while self._queue and now - self._queue[0].submitted_at > REQUEST_TIMEOUT_S:
             answer(self._next(), RequestTimeout())
         for batch in (*self._flying, self._open):

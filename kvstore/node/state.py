@@ -18,6 +18,9 @@ from kvstore.mvcc.wire import varint
 from kvstore.pb import record_pb2
 from partitioner.table import PartitionTable
 
+LEASE_OVERHEAD_BYTES = 512
+"""What a lease costs without its keys, roughly: without it a client could grant them for ever."""
+
 Alarm = tuple[int, int]
 """(member id, etcdserverpb.AlarmType)."""
 
@@ -32,6 +35,11 @@ class State:
         self.term = 0
         self.cluster_id = 0
         self.member_id = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What counts against the quota: all kept versions, and the leases."""
+        return self.store.size_bytes + LEASE_OVERHEAD_BYTES * len(self.lessor)
 
     def link(self, shard: Shard, version: Version) -> None:
         """Apply one version: index, history, and the key's place among the leases."""

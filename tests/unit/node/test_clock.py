@@ -296,3 +296,19 @@ def test_a_full_quota_raises_an_alarm_that_stays() -> None:
             assert (await w.put(b"small")).code == Code.OK
 
     run(main)
+
+
+def test_leases_alone_fill_a_quota() -> None:
+    """They cost memory as keys do, and nothing else bounds them (I8)."""
+
+    async def main() -> None:
+        async with world(options=NodeOptions(quota_bytes=20_000)) as w:
+            calls = [await w.grant(n + 1) for n in range(60)]
+            assert calls[30].code == Code.OK
+            assert calls[-1].error == (
+                Code.RESOURCE_EXHAUSTED,
+                "etcdserver: mvcc: database space exceeded",
+            )
+            assert (await w.revoke(5)).code == Code.OK
+
+    run(main)
