@@ -107,7 +107,7 @@ impl Link {
             return;
         }
         let schedule = lock(&self.schedule).as_ref().map(|call| call.clone_ref(py));
-        if !schedule.is_some_and(|call| call.call0(py).is_ok()) {
+        if schedule.is_none_or(|call| call.call0(py).is_err()) {
             // No loop, or a closed one: then at once.
             self.flush();
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::{Builder, Connection, Handshake};
 use h2::{Ping, PingPong, Reason};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -63,8 +63,14 @@ pub(crate) async fn serve(
         let slot = world.conns.borrow_mut().insert(Rc::clone(&conn));
         let io = WireIo(Rc::clone(&conn.wire));
         let state = State::Greeting(Box::new(builder(&world.core.limits).handshake(io)));
-        Turns { world: Rc::clone(&world), conn: Rc::clone(&conn), state, ping: None, leaving: false }
-            .await;
+        Turns {
+            world: Rc::clone(&world),
+            conn: Rc::clone(&conn),
+            state,
+            ping: None,
+            leaving: false,
+        }
+        .await;
         world.abandon(&conn);
         world.publish();
         world.conns.borrow_mut().try_remove(slot);
@@ -92,7 +98,11 @@ async fn greet(
         let room = byte.get_mut(..PREFACE.len() - left.len()).unwrap_or_default();
         let n = socket.read(room).await?;
         if n == 0 {
-            return if left.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            return if left.is_empty() {
+                Ok(None)
+            } else {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            };
         }
         left.extend_from_slice(byte.get(..n).unwrap_or_default());
         if left.len() == PREFACE.len() || !PREFACE.starts_with(&left) {
@@ -263,12 +273,7 @@ impl Turns {
 }
 
 /// Reads, and takes in every request that is there. Some(why) when the connection is over.
-fn accept_all(
-    world: &World,
-    conn: &Rc<Conn>,
-    h2: &mut H2,
-    cx: &mut Context<'_>,
-) -> Option<Ended> {
+fn accept_all(world: &World, conn: &Rc<Conn>, h2: &mut H2, cx: &mut Context<'_>) -> Option<Ended> {
     loop {
         if conn.unsent.get() > world.core.limits.unsent_bytes_max {
             // It takes no answers, so it gets no more calls served; its windows still open.

@@ -56,8 +56,7 @@ pub const MANY_REQUESTS: Status = Status::fixed(
 /// The body ended inside of a message.
 pub const CUT_SHORT: Status = Status::fixed(code::INTERNAL, "unexpected EOF");
 /// What grpc-go makes of a context whose time is up.
-pub const DEADLINE: Status =
-    Status::fixed(code::DEADLINE_EXCEEDED, "context deadline exceeded");
+pub const DEADLINE: Status = Status::fixed(code::DEADLINE_EXCEEDED, "context deadline exceeded");
 
 /// Bytes before each message: a flag and the length.
 pub const PREFIX_BYTES: usize = 5;
@@ -258,10 +257,7 @@ mod tests {
         );
         assert_eq!(refuse(&[1, 0xff, 0xff, 0xff, 0xff]).code, code::RESOURCE_EXHAUSTED);
         assert_eq!(refuse(&[1, 0, 0, 0, 1]).code, code::INTERNAL);
-        assert_eq!(
-            refuse(&[7, 0, 0, 0, 1]).message,
-            "grpc: received unexpected payload format 7"
-        );
+        assert_eq!(refuse(&[7, 0, 0, 0, 1]).message, "grpc: received unexpected payload format 7");
     }
 
     #[test]

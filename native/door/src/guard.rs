@@ -225,7 +225,11 @@ impl Guard {
             }
             PING if flags & ACK == 0 => self.ping(now_ms, busy),
             _ => {
-                if self.idle.take(now_ms) { Ok(()) } else { Err(Flood::Idle) }
+                if self.idle.take(now_ms) {
+                    Ok(())
+                } else {
+                    Err(Flood::Idle)
+                }
             }
         }
     }

@@ -120,7 +120,8 @@ fn head(data: &[u8], peer: &Arc<Peer>, head_max: usize, body_max: usize) -> Head
 
 async fn write(socket: &mut Socket, answer: &HttpAnswer, bare: bool) -> io::Result<()> {
     let status = http::StatusCode::from_u16(answer.status).unwrap_or_default();
-    let mut head = format!("HTTP/1.1 {} {}\r\n", answer.status, status.canonical_reason().unwrap_or("-"));
+    let mut head =
+        format!("HTTP/1.1 {} {}\r\n", answer.status, status.canonical_reason().unwrap_or("-"));
     for (name, value) in &answer.headers {
         let clean = |text: &str| !text.bytes().any(|byte| byte < b' ' || byte == 0x7f);
         if clean(name) && clean(value) {

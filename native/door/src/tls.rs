@@ -75,11 +75,13 @@ pub(crate) fn names(stream: &TlsStream<Socket>, peer: &mut Peer) {
             GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => {
                 (*text).to_owned()
             }
-            GeneralName::IPAddress(bytes) => match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
-                (Ok(v4), _) => std::net::Ipv4Addr::from(v4).to_string(),
-                (_, Ok(v6)) => std::net::Ipv6Addr::from(v6).to_string(),
-                _ => continue,
-            },
+            GeneralName::IPAddress(bytes) => {
+                match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
+                    (Ok(v4), _) => std::net::Ipv4Addr::from(v4).to_string(),
+                    (_, Ok(v6)) => std::net::Ipv6Addr::from(v6).to_string(),
+                    _ => continue,
+                }
+            }
             _ => continue,
         };
         peer.certificate_names.push(text);

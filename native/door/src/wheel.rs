@@ -149,8 +149,11 @@ mod tests {
                     now += if random(50) == 0 { random(6000) } else { random(4) };
                     let mut expired = Vec::new();
                     wheel.advance(now, &mut expired);
-                    let mut due: Vec<u64> =
-                        plain.values().filter(|(_, due)| *due <= now).map(|(key, _)| *key).collect();
+                    let mut due: Vec<u64> = plain
+                        .values()
+                        .filter(|(_, due)| *due <= now)
+                        .map(|(key, _)| *key)
+                        .collect();
                     plain.retain(|_, (_, due)| *due > now);
                     expired.sort_unstable();
                     due.sort_unstable();
