@@ -39,8 +39,9 @@ pub struct Link {
     /// Names of the methods, each one object for ever.
     pub methods: Vec<Py<PyString>>,
     pub counts: Vec<MethodCounts>,
-    /// Something was pushed that the door's thread was not woken for.
-    dirty: AtomicBool,
+    /// Commands of this batch, which the door's thread cannot see yet: it takes the lock of what it
+    /// can see, and need not wait for one that is held a thousand times a batch.
+    batch: Mutex<Vec<Command>>,
     /// The loop is in its turn and will flush at its end.
     in_turn: AtomicBool,
     /// A flush is on its way.
@@ -62,7 +63,7 @@ impl Link {
             core,
             methods,
             counts,
-            dirty: AtomicBool::new(false),
+            batch: Mutex::default(),
             in_turn: AtomicBool::new(false),
             scheduled: AtomicBool::new(false),
             schedule: Mutex::new(None),
@@ -90,19 +91,24 @@ impl Link {
     }
 
     fn wake(&self) {
-        if self.dirty.swap(false, Ordering::Relaxed) {
+        let mut batch = lock(&self.batch);
+        if !batch.is_empty() {
+            self.core.push(&mut batch);
+            drop(batch);
             self.core.wake();
         }
     }
 
     /// Pushes a command, and sees to it that it will be noticed.
     pub fn push(&self, py: Python<'_>, command: Command) {
-        let waiting = self.core.push(command);
-        if waiting.is_multiple_of(WAKE_EVERY) {
-            self.core.wake();
+        let mut batch = lock(&self.batch);
+        batch.push(command);
+        let full = batch.len() >= WAKE_EVERY;
+        drop(batch);
+        if full {
+            self.wake();
             return;
         }
-        self.dirty.store(true, Ordering::Relaxed);
         if self.in_turn.load(Ordering::Relaxed) || self.scheduled.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -115,8 +121,8 @@ impl Link {
 
     /// Pushes a command from where there may be no interpreter lock. Rare: it wakes at once.
     pub fn push_now(&self, command: Command) {
-        self.core.push(command);
-        self.core.wake();
+        lock(&self.batch).push(command);
+        self.wake();
     }
 
     /// A message of Python's, framed if that is cheap.

@@ -276,10 +276,12 @@ impl Core {
     /// Moves what has come in to `calls` and `events`: at most `max` calls, and all events. True if
     /// calls are left. If nothing was there the file descriptor becomes readable with the next.
     pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) -> bool {
-        if self.signalled.swap(false, Ordering::Relaxed) {
+        if self.signalled.swap(false, Ordering::SeqCst) {
             let mut count = [0; 8];
-            // WouldBlock: it was read before. There is nothing to do about any other error.
-            let _ = rustix::io::read(&self.signal, &mut count);
+            if rustix::io::read(&self.signal, &mut count).is_err() {
+                // The other side has announced its signal and not given it: look again next time.
+                self.signalled.store(true, Ordering::SeqCst);
+            }
         }
         let mut inbox = lock(&self.inbox);
         let n = inbox.calls.len().min(max);
@@ -299,11 +301,9 @@ impl Core {
         more
     }
 
-    /// Queues a command. Returns how many wait for `wake` now.
-    pub fn push(&self, command: Command) -> usize {
-        let mut outbox = lock(&self.outbox);
-        outbox.push(command);
-        outbox.len()
+    /// Queues commands, to be noticed with the next `wake`.
+    pub fn push(&self, commands: &mut Vec<Command>) {
+        lock(&self.outbox).append(commands);
     }
 
     /// Has the door's thread see what was pushed.
@@ -346,10 +346,10 @@ impl Core {
         drop(inbox);
         if wake {
             Stats::count(&self.stats.wakes_total);
+            // Announced first, so that the other side never finds a signal that it does not clear.
+            self.signalled.store(true, Ordering::SeqCst);
             // It can only fail if 2^64 - 1 wake-ups were not read: then it is readable.
             let _ = rustix::io::write(&self.signal, &1u64.to_ne_bytes());
-            // Not before: the other side would look for it too early, and then never again.
-            self.signalled.store(true, Ordering::Relaxed);
         }
     }
 

@@ -109,7 +109,7 @@ impl Door {
     pub fn stop(&self) {
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
-            self.core.push(Command::Stop);
+            self.core.push(&mut vec![Command::Stop]);
             self.core.wake();
             // Its panic, if it had one, was reported by its own hook.
             let _ = thread.join();
