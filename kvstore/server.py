@@ -11,8 +11,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -23,6 +24,8 @@ from kvstore.cli.config import ServeConfig
 from kvstore.http.endpoints import Endpoints
 from kvstore.http.listener import HttpServer
 from kvstore.http.local import LocalClient
+from kvstore.http.message import Handler
+from kvstore.http.respond import respond
 from kvstore.metrics.collector import Metrics
 from kvstore.metrics.rpc import CountingService, RpcCounters
 from kvstore.metrics.sources import HealthCounts
@@ -32,8 +35,11 @@ from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import health_pb2, rpc_pb2
 from kvstore.runtime.collector import CollectorPolicy
 from kvstore.stats import NodeStats
-from kvstore.transport.seam import Transport
+from kvstore.transport.seam import Kind, Transport
 from partitioner import table as partitions
+
+if TYPE_CHECKING:
+    from kvstore.transport.native import HttpHandler, NativeTransport
 
 log = logging.getLogger(__name__)
 
@@ -144,12 +150,21 @@ class _Server:
         stalls = LoopStalls(loop)
         health = HealthCounts()
         stats = NodeStats(node, service, config.warning_apply_duration_s)
-        metrics = Metrics(stats, rpc, health, stalls, self._collector.pause_s)
+        native = _native(config)
+        transport = native or _grpcio(config)
+        door = native.stats if native is not None else dict
+        metrics = Metrics(stats, rpc, health, stalls, self._collector.pause_s, door)
+        endpoints = Endpoints(LocalClient(service), health, metrics)
+        if native is not None:
+            native.http = _answers(endpoints.handle)
         progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
-        transport = _transport(config)
-        http = HttpServer(Endpoints(LocalClient(service), health, metrics).handle)
+        http = HttpServer(endpoints.handle)
+        # The door counts calls itself, but not how long they take.
+        counted = native is None or rpc.timed
+        if native is not None and not counted:
+            rpc.refresh = _refresher(native, rpc)
         try:
-            await transport.start(CountingService(service, rpc))
+            await transport.start(CountingService(service, rpc, calls=counted))
             await http.start(config.http_urls, config.transport.tls)
             stalls.start()
             progress.start()
@@ -179,14 +194,49 @@ class _Server:
         return EXIT_OK
 
 
-def _transport(config: ServeConfig) -> Transport:
-    if not config.native:
-        from kvstore.transport.grpcio import GrpcioTransport
+def _grpcio(config: ServeConfig) -> Transport:
+    # Each transport is imported only where it serves: the other may not be installed.
+    from kvstore.transport.grpcio import GrpcioTransport
 
-        return GrpcioTransport(config.transport)
+    return GrpcioTransport(config.transport)
+
+
+def _native(config: ServeConfig) -> NativeTransport | None:
+    if not config.native:
+        return None
     from kvstore.transport.native import NativeTransport
 
     return NativeTransport(config.transport, _methods())
+
+
+def _answers(handler: Handler) -> HttpHandler:
+    """What serves the HTTP side on the ports of gRPC clients."""
+
+    async def answer(
+        method: str, target: str, headers: Sequence[tuple[str, str]]
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        found = await respond(handler, method, target, headers)
+        return (
+            found.status,
+            [("Content-Type", found.content_type), *found.headers.items()],
+            found.body,
+        )
+
+    return answer
+
+
+def _refresher(native: NativeTransport, rpc: RpcCounters) -> Callable[[], None]:
+    """Brings the totals of unary calls from the door."""
+
+    def refresh() -> None:
+        for name, totals, codes in native.counts():
+            counters = rpc.methods.get(name)
+            if counters is not None and counters.kind is Kind.UNARY:
+                counters.started, counters.received, counters.received_bytes = totals[:3]
+                counters.sent, counters.sent_bytes = totals[3:]
+                counters.codes = codes
+
+    return refresh
 
 
 def _methods() -> Iterator[str]:

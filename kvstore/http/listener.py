@@ -10,11 +10,11 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Sequence
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
 
-from kvstore.http.message import Handler, Request, Response, error, method_not_allowed
+from kvstore.http.message import Handler, Response, error
+from kvstore.http.respond import respond
 from kvstore.transport.address import ListenUrl
 from kvstore.transport.options import Tls
 
@@ -106,7 +106,15 @@ class HttpServer:
             if head is None:
                 return
             async with asyncio.timeout(ANSWER_S_MAX):
-                response = await self._answer(head)
+                response = await respond(
+                    self._handler,
+                    head.method.decode("ascii"),
+                    head.target.decode("latin-1"),
+                    [
+                        (name.decode("latin-1"), value.decode("latin-1"))
+                        for name, value in head.headers
+                    ],
+                )
         if connection.our_state not in (h11.SEND_RESPONSE, h11.IDLE):
             return
         async with asyncio.timeout(ANSWER_S_MAX):
@@ -115,26 +123,6 @@ class HttpServer:
             await writer.drain()
             if writer.can_write_eof():
                 writer.write_eof()
-
-    async def _answer(self, head: h11.Request) -> Response:
-        if head.method not in (b"GET", b"HEAD"):
-            return method_not_allowed("GET, HEAD")
-        try:
-            target = urlsplit(head.target.decode("ascii"))
-            query = parse_qs(target.query, keep_blank_values=True, max_num_fields=100)
-        except ValueError:
-            return error(400, "400 Bad Request")
-        request = Request(
-            head.method.decode("ascii"),
-            unquote(target.path),
-            query,
-            {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers},
-        )
-        try:
-            return await self._handler(request)
-        except Exception:
-            log.exception("%s %s failed", request.method, request.path)
-            return error(500, "500 Internal Server Error")
 
 
 async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -69,6 +69,7 @@ class Frozen:
     late_s: Histogram
     longest_s: float
     gc_pause_s: Histogram
+    door: Mapping[str, int]
 
 
 class Metrics:
@@ -81,15 +82,18 @@ class Metrics:
         health: HealthCounts,
         stalls: LoopStalls,
         gc_pause_s: Histogram,
+        door: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._source = source
         self._rpc = rpc
         self._health = health
         self._stalls = stalls
         self._gc_pause_s = gc_pause_s
+        self._door = door
 
     def freeze(self) -> Frozen:
         """Copies what changes. On the event loop."""
+        self._rpc.refresh()
         return Frozen(
             server=copy.deepcopy(self._source()),
             rpc=copy.deepcopy(self._rpc),
@@ -97,6 +101,7 @@ class Metrics:
             late_s=self._stalls.late_s.copy(),
             longest_s=self._stalls.longest_s,
             gc_pause_s=self._gc_pause_s.copy(),
+            door=self._door(),
         )
 
 
@@ -125,6 +130,7 @@ class _Scrape(Collector):
         yield from _journal(frozen.server)
         yield from _shards(frozen.server)
         yield from _rpc(frozen.rpc)
+        yield from _door(frozen.door)
         yield from _health(frozen.health)
         yield from _process(frozen)
 
@@ -428,6 +434,14 @@ def _rpc(rpc: RpcCounters) -> Iterator[Metric]:
         "The total number of bytes sent to grpc clients.",
         sent_bytes,
     )
+
+
+def _door(door: Mapping[str, int]) -> Iterator[Metric]:
+    """The native front door's own figures: connections, traffic, and each limit that was met."""
+    for name, value in door.items():
+        help = f"The front door's {name.removesuffix('_total').replace('_', ' ')}."
+        kind = _counter if name.endswith("_total") else _gauge
+        yield kind(f"jotd_door_{name}", help, value)
 
 
 def _health(health: HealthCounts) -> Iterator[Metric]:

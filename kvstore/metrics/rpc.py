@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 from kvstore.metrics.histogram import HANDLING_S, Histogram
@@ -50,6 +50,8 @@ class RpcCounters:
     def __init__(self, *, timed: bool = False) -> None:
         self.timed = timed
         self.methods: dict[str, MethodCounters] = {}
+        self.refresh: Callable[[], None] = lambda: None
+        """Brings counters up to date that are kept elsewhere; called before they are read."""
 
     def of(self, method: str, kind: Kind) -> MethodCounters:
         found = self.methods.get(method)
@@ -67,11 +69,15 @@ class RpcCounters:
 
 
 class CountingService:
-    """Serves what another service does, and counts."""
+    """Serves what another service does, and counts.
 
-    def __init__(self, service: Service, counters: RpcCounters) -> None:
+    `calls`: count unary calls too. A transport that counts them itself saves an object a call.
+    """
+
+    def __init__(self, service: Service, counters: RpcCounters, *, calls: bool = True) -> None:
         self._service = service
         self._counters = counters
+        self._calls = calls
         self.max_request_bytes = service.max_request_bytes
 
     def kind(self, method: str) -> Kind | None:
@@ -81,6 +87,9 @@ class CountingService:
         return self._service.unimplemented(method)
 
     def on_calls(self, calls: Sequence[Call]) -> None:
+        if not self._calls:
+            self._service.on_calls(calls)
+            return
         of = self._counters.of
         now = perf_counter() if self._counters.timed else 0.0
         self._service.on_calls([_Counted(c, of(c.method, Kind.UNARY), now) for c in calls])

@@ -45,18 +45,14 @@ HttpHandler = Callable[
 class NativeTransport:
     """Serves a `Service` on all addresses of its options. Use on one event loop, once."""
 
-    def __init__(
-        self,
-        options: TransportOptions,
-        methods: Iterable[str],
-        http: HttpHandler | None = None,
-    ) -> None:
+    def __init__(self, options: TransportOptions, methods: Iterable[str]) -> None:
         self.options = options
         self.bound: tuple[ListenUrl, ...] = ()
         """The addresses in use, with the ports that the operating system chose."""
-        self.door: door_module.Door
+        self.http: HttpHandler | None = None
+        """Answers what is not gRPC; without one it is not found."""
+        self._door: door_module.Door | None = None
         self._methods = tuple(methods)
-        self._http = http
         self._service: Service
         self._loop: asyncio.AbstractEventLoop
         self._streams: dict[int, tuple[door_module.Stream, StreamHandler, Kind]] = {}
@@ -74,7 +70,7 @@ class NativeTransport:
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._drained = self._loop.create_future()
-        self.door = door_module.Door(
+        self._door = door = door_module.Door(
             [_address(url) for url in options.listen],
             [(name, kind.value) for name, kind in kinds if kind is not None],
             tls=_pem(options),
@@ -88,11 +84,11 @@ class NativeTransport:
         )
         self.bound = tuple(
             url if url.is_unix else ListenUrl(url.scheme, url.host, port)
-            for url, port in zip(options.listen, self.door.ports, strict=True)
+            for url, port in zip(options.listen, door.ports, strict=True)
         )
-        flush, call_soon = self.door.flush, self._loop.call_soon
-        self.door.set_schedule(lambda: call_soon(flush))
-        self._loop.add_reader(self.door.fileno(), self._ready)
+        flush, call_soon = door.flush, self._loop.call_soon
+        door.set_schedule(lambda: call_soon(flush))
+        self._loop.add_reader(door.fileno(), self._ready)
 
     async def drain(self, grace_s: float) -> None:
         """Takes nothing new; calls under way have `grace_s` to finish; then closes all.
@@ -100,7 +96,10 @@ class NativeTransport:
         Bidirectional streams never finish by themselves and are ended at once, behind what was
         sent on them, with etcd's Unavailable; other streams at half of the time.
         """
-        self.door.drain()
+        door = self._door
+        if door is None:
+            return
+        door.drain()
         self._end_streams(lambda kind: kind is Kind.BIDI_STREAM)
         later = self._loop.call_later(grace_s / 2, self._end_streams, lambda kind: True)
         with contextlib.suppress(TimeoutError):
@@ -108,10 +107,10 @@ class NativeTransport:
         later.cancel()
         for task in self._exchanges:
             task.cancel()
-        self._loop.remove_reader(self.door.fileno())
+        self._loop.remove_reader(door.fileno())
         # What was answered in this very turn.
-        self.door.flush()
-        self.door.stop()
+        door.flush()
+        door.stop()
         for stream, handler, _ in list(self._streams.values()):
             self._tell(stream, handler.on_closed)
         self._streams.clear()
@@ -129,7 +128,9 @@ class NativeTransport:
 
     def _ready(self) -> None:
         """One turn: everything that is there, or as much as there is time for."""
-        take = self.door.take
+        door = self._door
+        assert door is not None
+        take = door.take
         until = perf_counter() + TURN_S
         try:
             while True:
@@ -146,7 +147,7 @@ class NativeTransport:
                         self._loop.call_soon(self._again)
                     return
         finally:
-            self.door.flush()
+            door.flush()
 
     def _again(self) -> None:
         self._scheduled = False
@@ -212,11 +213,21 @@ class NativeTransport:
             stream.close(Code.INTERNAL, INTERNAL)
 
     async def _exchange(self, exchange: door_module.Exchange) -> None:
-        if self._http is None:
+        if self.http is None:
             exchange.answer(404, [], b"404 page not found\n")
             return
-        answer = await self._http(exchange.method, exchange.target, exchange.headers)
+        answer = await self.http(exchange.method, exchange.target, exchange.headers)
         exchange.answer(*answer)
+
+    # -- figures ---------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, int]:
+        """The door's own figures, by name; empty before `start`."""
+        return self._door.stats() if self._door is not None else {}
+
+    def counts(self) -> list[tuple[str, list[int], list[int]]]:
+        """Totals of unary calls by method, which the door counts; see `jotd_native.Door.counts`."""
+        return self._door.counts() if self._door is not None else []
 
 
 def _address(url: ListenUrl) -> tuple[str, str, int, bool]:

@@ -93,7 +93,7 @@ impl Call {
             && let Some(counts) = self.link.counts.get(usize::from(meta.method))
         {
             add(&counts.sent, 1);
-            add(&counts.sent_bytes, message.bytes.len() as u64);
+            add(&counts.sent_bytes, response.as_bytes().len() as u64);
         }
         self.ended(0);
         self.link.push(py, Command::Answer(self.key, message));
@@ -236,7 +236,8 @@ impl Exchange {
     ) {
         if !self.answered.swap(true, Ordering::Relaxed) {
             let body = self.link.keep(body);
-            let answer = Box::new(HttpAnswer { status, headers, body });
+            let bare = self.request.method == "HEAD";
+            let answer = Box::new(HttpAnswer { status, headers, body, bare });
             self.link.push(py, Command::Http(self.key, answer));
         }
     }
@@ -245,8 +246,9 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.answered.swap(true, Ordering::Relaxed) {
-            let answer = HttpAnswer { status: 500, headers: Vec::new(), body: Default::default() };
-            self.link.push_now(Command::Http(self.key, Box::new(answer)));
+            let (headers, body) = Default::default();
+            let answer = Box::new(HttpAnswer { status: 500, headers, body, bare: false });
+            self.link.push_now(Command::Http(self.key, answer));
         }
     }
 }

@@ -38,23 +38,22 @@ pub(crate) async fn serve(world: &Rc<World>, mut socket: Socket, peer: Arc<Peer>
         Ok(Err(_)) => return Stats::count(&stats.handshake_failures_total),
         Ok(Ok(request)) => request,
     };
-    let (answer, bare) = match request {
+    let answer = match request {
         Err(status) => {
             Stats::count(&stats.handshake_failures_total);
-            (HttpAnswer { status, headers: Vec::new(), body: Bytes::new() }, false)
+            HttpAnswer { status, headers: Vec::new(), body: Bytes::new(), bare: false }
         }
         Ok(request) => {
-            let bare = request.method == "HEAD";
             let (sender, receiver) = oneshot::channel();
             let key = world.http1(request, sender);
             world.publish();
             match timeout(ANSWER_MAX, receiver).await {
-                Ok(Ok(answer)) => (answer, bare),
+                Ok(Ok(answer)) => answer,
                 _ => return world.cancel(key),
             }
         }
     };
-    let _ = timeout(ANSWER_MAX, write(&mut socket, &answer, bare)).await;
+    let _ = timeout(ANSWER_MAX, write(&mut socket, &answer)).await;
 }
 
 async fn read(
@@ -118,7 +117,7 @@ fn head(data: &[u8], peer: &Arc<Peer>, head_max: usize, body_max: usize) -> Head
     Head::Whole(Box::new(request), at, length)
 }
 
-async fn write(socket: &mut Socket, answer: &HttpAnswer, bare: bool) -> io::Result<()> {
+async fn write(socket: &mut Socket, answer: &HttpAnswer) -> io::Result<()> {
     let status = http::StatusCode::from_u16(answer.status).unwrap_or_default();
     let mut head =
         format!("HTTP/1.1 {} {}\r\n", answer.status, status.canonical_reason().unwrap_or("-"));
@@ -130,7 +129,7 @@ async fn write(socket: &mut Socket, answer: &HttpAnswer, bare: bool) -> io::Resu
     }
     head.push_str(&format!("Content-Length: {}\r\nConnection: close\r\n\r\n", answer.body.len()));
     socket.write_all(head.as_bytes()).await?;
-    if !bare {
+    if !answer.bare {
         socket.write_all(&answer.body).await?;
     }
     socket.flush().await?;

@@ -298,7 +298,7 @@ impl World {
             wheel.insert(index as u32, key, due);
         }
         conn.ids.borrow_mut().insert(stream, key);
-        Stats::add(&self.core.stats.live_now, 1);
+        Stats::add(&self.core.stats.live_open, 1);
         key
     }
 
@@ -328,7 +328,7 @@ impl World {
             http1: Some(answer),
         });
         let key = key_of(generation, index);
-        Stats::add(&self.core.stats.live_now, 1);
+        Stats::add(&self.core.stats.live_open, 1);
         Stats::count(&self.core.stats.http_total);
         self.event(Event::Http { key, request });
         key
@@ -373,7 +373,7 @@ impl World {
             }
             Read::TooLong => {
                 let headers = vec![];
-                let answer = HttpAnswer { status: 413, headers, body: Bytes::new() };
+                let answer = HttpAnswer { status: 413, headers, body: Bytes::new(), bare: false };
                 self.answer_http(key, answer);
             }
             Read::Gone => self.cancel(key),
@@ -564,7 +564,7 @@ impl World {
             self.event(Event::Closed { key });
         }
         let stats = &self.core.stats;
-        stats.live_now.store(self.live.borrow().len() as u64, Ordering::Relaxed);
+        stats.live_open.store(self.live.borrow().len() as u64, Ordering::Relaxed);
         Some(entry)
     }
 
@@ -802,7 +802,7 @@ impl World {
                 }
             }
             headers.insert(CONTENT_LENGTH, HeaderValue::from(answer.body.len()));
-            let empty = answer.body.is_empty();
+            let empty = answer.body.is_empty() || answer.bare;
             let Ok(send) = respond.send_response(response, empty) else {
                 drop(live);
                 self.cancel(key);

@@ -213,6 +213,8 @@ pub struct HttpAnswer {
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
+    /// Only its length is sent: the request was a HEAD.
+    pub bare: bool,
 }
 
 /// What has come in and was not taken.

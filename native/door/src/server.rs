@@ -251,7 +251,7 @@ impl<'a> Open<'a> {
 
     fn set(&self, count: usize) {
         self.0.open.set(count);
-        self.0.core.stats.connections_now.store(count as u64, Ordering::Relaxed);
+        self.0.core.stats.connections_open.store(count as u64, Ordering::Relaxed);
     }
 }
 

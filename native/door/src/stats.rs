@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Totals since the start, and a few levels (`*_now`). Written by the door's thread.
+        /// Totals since the start, and a few levels (`*_open`). Written by the door's thread.
         #[derive(Default)]
         pub struct Stats {
             $($(#[$doc])* pub $name: AtomicU64,)*
@@ -23,7 +23,7 @@ counters! {
     /// Connections accepted.
     connections_total,
     /// Connections open.
-    connections_now,
+    connections_open,
     /// Connections closed at once because there were too many.
     connections_refused_total,
     /// Connections that did not finish their greeting (TLS, HTTP/2 preface) in time.
@@ -59,7 +59,7 @@ counters! {
     /// Streams handed over.
     streams_total,
     /// Calls and streams that are open.
-    live_now,
+    live_open,
     /// HTTP requests that are not gRPC.
     http_total,
     /// Calls and streams that the client gave up.
