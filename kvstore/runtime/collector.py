@@ -58,6 +58,9 @@ class CollectorPolicy:
         """
         gc.collect()
         self._freeze()
+        # CPython puts a collection of the old generation off until a quarter of it is new, by
+        # the count of the last one; with everything frozen that count is small again.
+        gc.collect()
 
     def set_aside(self) -> None:
         """Freeze what there is, after one young collection. For rounds of long work.

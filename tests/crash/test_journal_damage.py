@@ -86,7 +86,8 @@ class Image:
 
 
 async def _build(directory: Path, payloads: list[bytes], *, clean: bool) -> Image:
-    journal = FileJournal(directory, segment_bytes=SEGMENT_BYTES)
+    # No tick: how far a tail was noted must not depend on how fast this runs.
+    journal = FileJournal(directory, segment_bytes=SEGMENT_BYTES, tick_s=3600.0)
     await journal.open()
     for tail, data in enumerate(payloads):
         await journal.append([data], tail)
