@@ -40,6 +40,8 @@ class LeaseKeys:
 
     def add(self, key: bytes) -> None:
         """Attach a key."""
+        if self._many is not None and key in self._many:
+            return
         if len(self._few) < _SMALL_SET or key in self._few:
             self._few.add(key)
         else:

@@ -31,6 +31,8 @@ from journal.file.recovery import Survey, survey
 from journal.file.replay import Replay
 from journal.file.segment import segment_name
 
+pytestmark = pytest.mark.slow
+
 SEGMENT_BYTES = 4096
 DISK = Disk()
 

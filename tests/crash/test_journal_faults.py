@@ -23,6 +23,8 @@ from journal.file.disk import Disk
 from tests.unit.journal.disks import CrashDisk, FaultyDisk, TracedDisk
 from tests.unit.journal.workload import Life, check, live, make, payload
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def home_path(tmp_path: Path) -> Iterator[Path]:

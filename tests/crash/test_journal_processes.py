@@ -20,6 +20,8 @@ from journal.contract import Locked, NoSpace
 from journal.file import FileJournal
 from tests.unit.journal.workload import SEGMENT_BYTES, SNAPSHOT, payload
 
+pytestmark = pytest.mark.slow
+
 WRITER = """
 import asyncio, sys
 from journal.contract import Conflict

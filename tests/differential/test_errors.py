@@ -18,6 +18,8 @@ from tests.oracle.faults import CURRENT as CURRENT_ETCD
 from tests.oracle.faults import FAIR
 from tests.oracle.pair import COMPACTED, CURRENT, Pair
 
+pytestmark = pytest.mark.slow
+
 INVALID, NOT_FOUND, EXHAUSTED, PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED = 3, 5, 8, 9, 11, 12
 
 EMPTY_KEY = "etcdserver: key is not provided"

@@ -25,7 +25,10 @@ from tests.oracle.client import Duplex
 from tests.oracle.faults import FAIR
 from tests.oracle.pair import Pair
 
-pytestmark = needs_oracle(FAIR, "reports progress too early, loses events where it compacts")
+pytestmark = [
+    pytest.mark.slow,
+    needs_oracle(FAIR, "reports progress too early, loses events where it compacts"),
+]
 SEEDS = 600 if LONG else 40
 
 

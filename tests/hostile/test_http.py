@@ -14,7 +14,7 @@ from tests.hostile import guard
 from tests.hostile.guard import guarding, open_files, resident_bytes
 from tests.hostile.http2 import Connection
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ from tests.traces import recording
 from tests.traces.recording import Recording, Step
 from tests.traces.replay import Replay
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 def _passes(process: peers.Process, data: Recording) -> None:

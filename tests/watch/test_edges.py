@@ -11,7 +11,7 @@ import pytest
 from kvstore.pb import kv_pb2, rpc_pb2
 from tests import peers, wire
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ANSWER_SECONDS_MAX = 30.0
 Case = Callable[[wire.Client, bool], Awaitable[None]]

@@ -488,6 +488,7 @@ def send_raw(address: str, request: bytes) -> bytes:
 EMPTY_MESSAGE = frame(0, 1, 1, b"\0\0\0\0\0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_bytes",
     [
