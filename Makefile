@@ -1,14 +1,18 @@
 # Everything a person needs, by name: `make` or `make help` lists it.
 #
-# Knobs: PYTHON (3.11 or newer, makes .venv), GO, ARGS (handed to jotd, pytest or bench).
+# Knobs: PYTHON (3.11 or newer, makes .venv), GO, CARGO, ARGS (handed to jotd, pytest or bench).
 
 PYTHON ?= python3
 GO ?= go
+CARGO ?= cargo
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NATIVE := $(VENV)/.native
+NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml *.pyi Cargo.lock src/*.rs \
+    door/Cargo.toml door/src/*.rs load/Cargo.toml load/src/*.rs))
 PROTOS := $(wildcard proto/kvstore/pb/*.proto)
 
 TOOLS := .tools/bin
@@ -18,13 +22,17 @@ KUBE_VERSION := $(shell sed -n 's,.*k8s.io/kubernetes v\([0-9.]*\).*,\1,p' tools
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test test-fast lint format proto tools bench clean
+.PHONY: help install native run test test-fast lint format proto tools bench clean
 
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
 	    while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-install: $(STAMP) ## Make .venv with jotd and what its development needs
+install: $(STAMP) $(NATIVE) ## Make .venv with jotd and what its development needs
+
+native: $(STAMP) ## Build the native front door (Rust) into .venv
+	@command -v $(CARGO) >/dev/null || { echo 'native: needs Rust: https://rustup.rs'; exit 1; }
+	@$(MAKE) $(NATIVE)
 
 run: install ## Install, then serve the etcd v3 API on 127.0.0.1:2379
 	@exec $(BIN)/jotd serve $(ARGS)
@@ -77,6 +85,15 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+# An own distribution, so that jotd itself installs without a compiler. Nice: see below.
+$(NATIVE): $(NATIVE_SOURCES) | $(STAMP)
+	@if command -v $(CARGO) >/dev/null; then \
+	    echo 'native: building the front door (the first time takes minutes)'; \
+	    nice -n 5 $(BIN)/pip install --quiet --disable-pip-version-check ./native && touch $@; \
+	else \
+	    echo 'native: no Rust here, so the native front door is not built; grpcio serves'; \
+	fi
 
 # $(call go-build,module directory,package[,-X settings])
 # -trimpath lets checkouts in different places share Go's build cache. Two at a time, and nice:

@@ -153,3 +153,12 @@ class Door:
         Started, messages and bytes received, messages and bytes sent; and calls that ended, by
         status code.
         """
+
+def load(options: str, progress: Callable[[int, float], object] | None = None) -> str:
+    """Makes load on etcd v3 endpoints, without the interpreter lock; takes as long as it is told.
+
+    `options`: a JSON object with the names that ``jotd-loadgen --help`` lists (native/load);
+    returns the report, JSON too. `progress` is told a few times a second the units of work done,
+    and the part of the time that is over; what it raises ends the run and is raised here. Raises
+    ValueError for options that make no sense, RuntimeError when the load cannot be made.
+    """

@@ -3,6 +3,7 @@
 mod call;
 mod door;
 mod link;
+mod load;
 
 use pyo3::prelude::*;
 
@@ -23,5 +24,6 @@ fn jotd_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<call::Exchange>()?;
     module.add_class::<call::Peer>()?;
     module.add_class::<call::Stream>()?;
+    module.add_function(wrap_pyfunction!(load::load, module)?)?;
     Ok(())
 }

@@ -221,7 +221,7 @@ impl Turns {
             if let Some(ended) = ended {
                 return Poll::Ready(ended);
             }
-            if !self.conn.wire.borrow().is_congested() {
+            if !self.conn.wire.borrow_mut().is_congested(cx) {
                 self.conn.handed.set(0);
                 for key in self.conn.blocked.take() {
                     self.conn.ready.add(key);

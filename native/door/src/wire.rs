@@ -166,8 +166,12 @@ impl Wire {
         self.out.len() - self.out_at
     }
 
-    /// True while h2 is kept from writing.
-    pub fn is_congested(&self) -> bool {
+    /// True while the socket does not take what h2 has written; the task is woken when it does.
+    pub fn is_congested(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.unsent() >= OUT_BYTES_MAX {
+            // One frame can be that long, so that nothing was tried yet.
+            self.flush(cx);
+        }
         self.unsent() >= OUT_BYTES_MAX
     }
 

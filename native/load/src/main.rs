@@ -20,9 +20,9 @@ fn main() -> ExitCode {
             if options.progress {
                 eprintln!("{{\"done\":{done},\"part\":{part:.4}}}");
             }
+            true
         };
-        let report = run(&options, &mut progress)?;
-        serde_json::to_string(&report).map_err(|why| why.to_string())
+        run(&options, &mut progress)?.to_json()
     });
     match outcome {
         Ok(text) => {

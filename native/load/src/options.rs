@@ -84,4 +84,9 @@ impl Options {
         }
         serde_json::from_value(given.into()).map_err(|why| why.to_string())
     }
+
+    /// Reads a JSON object; what it does not name has its default.
+    pub fn from_json(text: &str) -> Result<Options, String> {
+        serde_json::from_str(text).map_err(|why| why.to_string())
+    }
 }

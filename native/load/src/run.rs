@@ -66,6 +66,13 @@ pub struct Report {
     pub own_cpu_us: f64,
 }
 
+impl Report {
+    /// One line of JSON.
+    pub fn to_json(&self) -> Result<String, String> {
+        serde_json::to_string(self).map_err(|why| why.to_string())
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     measuring: AtomicBool,
@@ -88,8 +95,11 @@ struct Found {
 }
 
 /// Runs what the options say. `progress` is told the units of work done so far, and the part of
-/// the time that is over.
-pub fn run(options: &Options, progress: &mut dyn FnMut(u64, f64)) -> Result<Report, String> {
+/// the time that is over; the run ends when it says false.
+pub fn run(
+    options: &Options,
+    progress: &mut dyn FnMut(u64, f64) -> bool,
+) -> Result<Report, String> {
     let mut options = options.clone();
     options.conns = options.conns.max(1);
     options.concurrency = options.concurrency.max(1);
@@ -174,7 +184,7 @@ fn conduct(
     options: &Options,
     shared: &Shared,
     threads: &[Thread],
-    progress: &mut dyn FnMut(u64, f64),
+    progress: &mut dyn FnMut(u64, f64) -> bool,
 ) -> Result<(f64, f64), String> {
     let setup = Instant::now();
     let failed = || threads.iter().any(Thread::is_finished);
@@ -186,16 +196,17 @@ fn conduct(
     }
     let all = options.warmup_s + options.duration_s;
     let began = Instant::now();
+    let mut ended = false;
     let mut wait = |seconds: f64| {
         let until = Instant::now() + Duration::from_secs_f64(seconds);
-        while !failed() {
+        while !failed() && !ended {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
             thread::sleep(left.min(Duration::from_millis(200)));
             let part = began.elapsed().as_secs_f64() / all;
-            progress(shared.done.load(Ordering::Relaxed), part.min(1.0));
+            ended = !progress(shared.done.load(Ordering::Relaxed), part.min(1.0));
         }
     };
     wait(options.warmup_s);
