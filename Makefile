@@ -40,6 +40,9 @@ run: install ## Install, then serve the etcd v3 API on 127.0.0.1:2379
 # What cannot be built is named in the summary that pytest prints last.
 test: install ## Install, build the peers where Go is at hand, run every test
 	@$(MAKE) tools || true
+	@if command -v $(CARGO) >/dev/null; then \
+	    cd native && nice -n 5 $(CARGO) test --quiet --workspace --exclude jotd_native; \
+	else echo 'test: no Rust here, so the tests of native/ do not run'; fi
 	$(BIN)/pytest $(ARGS)
 
 test-fast: install ## The tests that take a minute, with the peers that are there already
@@ -49,6 +52,9 @@ lint: install ## Check style, types, and that the generated modules are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict kvstore journal partitioner
+	@if command -v $(CARGO) >/dev/null; then cd native && $(CARGO) fmt --check && \
+	    nice -n 5 $(CARGO) clippy --quiet --workspace --all-targets -- -D warnings; \
+	else echo 'lint: no Rust here, so native/ is not checked'; fi
 	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && \
 	    $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$$new --pyi_out=$$new $(PROTOS) && \
 	    diff -r -x __init__.py -x __pycache__ $$new/kvstore/pb kvstore/pb || \
@@ -90,7 +96,8 @@ $(STAMP): pyproject.toml
 $(NATIVE): $(NATIVE_SOURCES) | $(STAMP)
 	@if command -v $(CARGO) >/dev/null; then \
 	    echo 'native: building the front door (the first time takes minutes)'; \
-	    nice -n 5 $(BIN)/pip install --quiet --disable-pip-version-check ./native && touch $@; \
+	    nice -n 5 $(BIN)/pip install --quiet --disable-pip-version-check ./native && touch $@ || \
+	        echo 'native: the front door could not be built; grpcio serves'; \
 	else \
 	    echo 'native: no Rust here, so the native front door is not built; grpcio serves'; \
 	fi
