@@ -134,7 +134,7 @@ class Door:
     def set_schedule(self, schedule: Callable[[], object] | None) -> None:
         """What schedules a call of `flush` on the loop, for answers given outside of a turn."""
     def take(self, max: int) -> tuple[list[Call], list[tuple[int, int, object]]]:
-        """At most `max` calls, and all events: kind, key of the stream, and what comes with it.
+        """At most `max` calls and events each. An event: kind, key of the stream, what comes along.
 
         A turn begins, which `flush` has to end. When both are empty, what comes next makes the file
         descriptor readable; until then it need not.

@@ -179,7 +179,7 @@ _SERVED = (
         "Journal and shards (jotd's own)",
         "transport",
         values.one_of("auto", "native", "grpcio"),
-        "grpcio",
+        "auto",
         "What serves gRPC: native (the front door in Rust), grpcio, or auto: native if it is "
         "installed.",
     ),

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -35,6 +36,10 @@ INTERNAL = "internal error; the server's log has the details"
 CHUNK = 64
 #: How long a turn may last before others have theirs (I9). A chunk is not cut.
 TURN_S = 0.002
+
+#: Connections at once, if there are files enough; and files that are not for connections.
+CONNECTIONS_MAX = 16_384
+FILES_KEPT = 128
 
 #: Answers an HTTP request that is not gRPC: method, target, headers; status, headers, body.
 HttpHandler = Callable[
@@ -78,6 +83,7 @@ class NativeTransport:
             streams_max=min(options.concurrent_streams_max, 2**31 - 1),
             header_bytes_max=options.metadata_hard_bytes,
             room_bytes=options.stream_room_bytes,
+            connections_max=_connections_max(),
             keepalive_min_time_s=options.keepalive_min_time_s,
             keepalive_interval_s=options.keepalive_interval_s,
             keepalive_timeout_s=options.keepalive_timeout_s,
@@ -228,6 +234,14 @@ class NativeTransport:
     def counts(self) -> list[tuple[str, list[int], list[int]]]:
         """Totals of unary calls by method, which the door counts; see `jotd_native.Door.counts`."""
         return self._door.counts() if self._door is not None else []
+
+
+def _connections_max() -> int:
+    """As many as there are files for, less what the journal and the rest need."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    return max(min(CONNECTIONS_MAX, soft - FILES_KEPT), FILES_KEPT)
 
 
 def _address(url: ListenUrl) -> tuple[str, str, int, bool]:

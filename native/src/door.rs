@@ -175,7 +175,7 @@ impl Door {
         self.link.set_schedule(schedule);
     }
 
-    /// Takes what has come in: at most `max` calls, and all events. A turn begins, which `flush`
+    /// Takes what has come in, at most `max` calls and events each. A turn begins, which `flush`
     /// ends. When both are empty, the next to come makes the file descriptor readable.
     fn take<'py>(&self, py: Python<'py>, max: usize) -> PyResult<Bound<'py, PyTuple>> {
         self.link.begin_turn();

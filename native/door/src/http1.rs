@@ -16,6 +16,8 @@ use crate::stats::Stats;
 use crate::world::World;
 
 const HEADERS_MAX: usize = 100;
+/// Nothing that is served here reads a body; a small one is let pass.
+const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a request may take to arrive.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// How long its answer may take to be made, and again to be sent.
@@ -64,7 +66,7 @@ async fn read(
 ) -> io::Result<Result<Box<HttpRequest>, u16>> {
     let limits = &world.core.limits;
     loop {
-        match head(&data, &peer, limits.header_bytes_max as usize, limits.request_bytes_max) {
+        match head(&data, &peer, limits.header_bytes_max as usize, BODY_BYTES_MAX) {
             Head::Bad(status) => return Ok(Err(status)),
             Head::Whole(mut request, at, length) => {
                 if let Some(body) = data.get(at..).and_then(|rest| rest.get(..length)) {

@@ -65,9 +65,9 @@ pub struct Limits {
     pub keepalive_interval: Option<Duration>,
     /// How long it then waits for any sign of life.
     pub keepalive_timeout: Duration,
-    /// Calls that wait for Python before the door reads no more.
-    pub waiting_calls_max: usize,
-    /// Bytes of their requests, likewise.
+    /// Calls and events that wait for Python before the door reads no more.
+    pub waiting_max: usize,
+    /// Bytes of their messages, likewise.
     pub waiting_bytes_max: usize,
     /// Bytes of unfinished requests, over all connections, before calls are refused.
     pub held_bytes_max: usize,
@@ -88,7 +88,7 @@ impl Default for Limits {
             handshake_max: Duration::from_secs(10),
             keepalive_interval: Some(Duration::from_secs(2 * 3600)),
             keepalive_timeout: Duration::from_secs(20),
-            waiting_calls_max: 20_000,
+            waiting_max: 20_000,
             waiting_bytes_max: 64 << 20,
             held_bytes_max: 256 << 20,
             unsent_bytes_max: 32 << 20,

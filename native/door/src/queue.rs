@@ -238,10 +238,21 @@ pub struct Core {
     outbox: Mutex<Vec<Command>>,
     waker: Mutex<Option<Waker>>,
     wanted: AtomicBool,
-    waiting_calls: AtomicUsize,
+    waiting: AtomicUsize,
     waiting_bytes: AtomicUsize,
     /// Reading has stopped until Python has caught up.
     paused: AtomicBool,
+}
+
+/// Bytes of all messages.
+fn weight(calls: &[InCall], events: &[Event]) -> usize {
+    let requests = calls.iter().map(|call| call.request.len());
+    let others = events.iter().map(|event| match event {
+        Event::Messages { messages, .. } => messages.iter().map(Bytes::len).sum(),
+        Event::Http { request, .. } => request.body.len(),
+        _ => 0,
+    });
+    requests.chain(others).sum()
 }
 
 /// Nobody panics while holding a lock here; if somebody did, the data would still be whole.
@@ -262,7 +273,7 @@ impl Core {
             outbox: Mutex::new(Vec::new()),
             waker: Mutex::new(None),
             wanted: AtomicBool::new(false),
-            waiting_calls: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             waiting_bytes: AtomicUsize::new(0),
             paused: AtomicBool::new(false),
         })
@@ -275,9 +286,9 @@ impl Core {
         self.signal.as_fd()
     }
 
-    /// Moves what has come in to `calls` and `events`: at most `max` calls, and all events. True if
-    /// calls are left. If nothing was there the file descriptor becomes readable with the next.
-    pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) -> bool {
+    /// Moves what has come in to `calls` and `events`, at most `max` of each. If nothing was there
+    /// the file descriptor becomes readable with the next.
+    pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) {
         if self.signalled.swap(false, Ordering::SeqCst) {
             let mut count = [0; 8];
             if rustix::io::read(&self.signal, &mut count).is_err() {
@@ -286,21 +297,19 @@ impl Core {
             }
         }
         let mut inbox = lock(&self.inbox);
-        let n = inbox.calls.len().min(max);
-        calls.extend(inbox.calls.drain(..n));
-        events.extend(inbox.events.drain(..));
-        let more = !inbox.calls.is_empty();
+        let ready = inbox.calls.len().min(max);
+        calls.extend(inbox.calls.drain(..ready));
+        let ready = inbox.events.len().min(max);
+        events.extend(inbox.events.drain(..ready));
         if calls.is_empty() && events.is_empty() {
             inbox.armed = true;
         }
         drop(inbox);
-        let bytes: usize = calls.iter().map(|call| call.request.len()).sum();
-        self.waiting_calls.fetch_sub(n, Ordering::Relaxed);
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.waiting.fetch_sub(calls.len() + events.len(), Ordering::Relaxed);
+        self.waiting_bytes.fetch_sub(weight(calls, events), Ordering::Relaxed);
         if self.paused.load(Ordering::SeqCst) && !self.is_full() {
             self.wake();
         }
-        more
     }
 
     /// Queues commands, to be noticed with the next `wake`.
@@ -338,9 +347,8 @@ impl Core {
         if calls.is_empty() && events.is_empty() {
             return;
         }
-        let bytes: usize = calls.iter().map(|call| call.request.len()).sum();
-        self.waiting_calls.fetch_add(calls.len(), Ordering::Relaxed);
-        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.waiting.fetch_add(calls.len() + events.len(), Ordering::Relaxed);
+        self.waiting_bytes.fetch_add(weight(calls, events), Ordering::Relaxed);
         let mut inbox = lock(&self.inbox);
         inbox.calls.extend(calls.drain(..));
         inbox.events.extend(events.drain(..));
@@ -357,7 +365,7 @@ impl Core {
 
     /// True while Python has so much to do that no more is read.
     pub(crate) fn is_full(&self) -> bool {
-        self.waiting_calls.load(Ordering::Relaxed) >= self.limits.waiting_calls_max
+        self.waiting.load(Ordering::Relaxed) >= self.limits.waiting_max
             || self.waiting_bytes.load(Ordering::Relaxed) >= self.limits.waiting_bytes_max
     }
 
@@ -396,7 +404,7 @@ mod tests {
         }
         assert_eq!(core.stats.wakes_total.load(Ordering::Relaxed), 1);
         let (mut calls, mut events) = (Vec::new(), Vec::new());
-        assert!(!core.take(10, &mut calls, &mut events));
+        core.take(10, &mut calls, &mut events);
         assert_eq!(events.len(), 3);
         // Taken, but not asked again whether there is more: awake still.
         core.publish(&mut Vec::new(), &mut vec![opened(9)]);

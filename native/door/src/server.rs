@@ -78,6 +78,7 @@ impl Door {
         let thread = thread::Builder::new()
             .name("jotd-door".to_owned())
             .spawn(move || {
+                let _alarm = Alarm;
                 let world = Rc::new(World::new(theirs, &options));
                 LocalSet::new().block_on(&runtime, run(world, listeners));
             })
@@ -101,8 +102,8 @@ impl Door {
     }
 
     /// See `Core::take`.
-    pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) -> bool {
-        self.core.take(max, calls, events)
+    pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) {
+        self.core.take(max, calls, events);
     }
 
     /// Closes everything and waits for the thread to end.
@@ -120,6 +121,18 @@ impl Door {
 impl Drop for Door {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Ends the process if the door's thread panics: half a server would hang its clients silently.
+/// (Of a connection's task a panic ends only that connection.)
+struct Alarm;
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 
