@@ -367,7 +367,7 @@ mod tests {
         guard.scan(&bytes, 0, true).unwrap();
         let spans = guard.headers.take().unwrap();
         let start = bytes.len() - block.len();
-        assert_eq!(spans, [start..bytes.len()]);
+        assert_eq!(spans, std::slice::from_ref(&(start..bytes.len())));
         mend_authority(&mut bytes[start..]);
         assert_eq!(&bytes[start..], b"@\x05:path\x02/%@\x0a:authority\x05tmp-2@\x01x\x01%");
         for cut in 0..block.len() {
