@@ -65,7 +65,6 @@ class EtcdService:
         self._draining = False
         self.ranges = 0
         self.txns = 0
-        self.puts = 0
         self._unary: dict[str, Handler] = {
             "/etcdserverpb.KV/Range": self._range,
             "/etcdserverpb.KV/Put": self._put,
@@ -195,7 +194,6 @@ class EtcdService:
         request = pb.PutRequest.FromString(call.request)
         checks.check_put(request)
         checks.check_size(call.request, self._options.request_bytes_max)
-        self.puts += 1
         self._node.submit(PutOperation(call, self._headers, request))
 
     def _delete_range(self, call: Call) -> None:

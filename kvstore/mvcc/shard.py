@@ -27,7 +27,6 @@ class Shard:
         "live_bytes",
         "name",
         "puts",
-        "reads",
     )
 
     def __init__(self, name: str, budget_bytes: int = 0) -> None:
@@ -39,7 +38,6 @@ class Shard:
         self.live_bytes = 0
         self.puts = 0
         self.deletes = 0
-        self.reads = 0
 
     def link(self, version: Version) -> Version | None:
         """Apply one version. Returns the live version it replaced, if any."""

@@ -134,7 +134,6 @@ class Store:
     def get(self, key: bytes, revision: int) -> Version | None:
         """The live version of one key at a checked revision. O(1) for the newest."""
         shard = self.shards[self.table.shard_of(key)]
-        shard.reads += 1
         return at_or_below(shard.index.get(key), revision)
 
     def range_steps(
@@ -152,7 +151,6 @@ class Store:
         try:
             for segment in self.table.segments(low, high):
                 shard = self.shards[segment.shard]
-                shard.reads += 1
                 cursor = segment.low
                 size = min(limit - count, SLICE) if limit else SLICE
                 while True:

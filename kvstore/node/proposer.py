@@ -498,11 +498,6 @@ def answer(operation: Operation, outcome: bytes | Exception) -> None:
         log.exception("an answer could not be given")
 
 
-def is_change(item: Item) -> bool:
-    """Whether an item is a record without versions."""
-    return item[0] is None
-
-
 def change_of(item: Item) -> record_pb2.Record:
     """The record of such an item."""
     change: record_pb2.Record = item[1]
