@@ -102,10 +102,11 @@ async def run(endpoint: str, seed: int, size: Size, *, etcd_faults: bool = False
     try:
         await reference.start()
         await _grant_one_lease(recorder, clients[0])
+        opened = asyncio.Event()
         tasks = [
             asyncio.create_task(
-                Writer(recorder, n, random.Random(rng.random()), Mix()).run(
-                    client, size.requests_per_writer
+                _write(
+                    Writer(recorder, n, random.Random(rng.random()), Mix()), client, size, opened
                 )
             )
             for n, client in enumerate(clients[1:])
@@ -125,6 +126,7 @@ async def run(endpoint: str, seed: int, size: Size, *, etcd_faults: bool = False
             stream = WatchStream(endpoint, watchers, _some_temper(rng), random.Random(rng.random()))
             streams.append(stream)
             await stream.start()
+        opened.set()
         await asyncio.gather(*tasks)
         stop.set()
         await side
@@ -160,6 +162,17 @@ async def run(endpoint: str, seed: int, size: Size, *, etcd_faults: bool = False
     acked = {op.revision for op in recorder.ops if history.wrote(op)} if recorder.ops else set()
     verdict.ended_leases = sum(r not in acked for r in range(2, last + 1))
     return verdict
+
+
+async def _write(writer: Writer, client: wire.Client, size: Size, opened: asyncio.Event) -> None:
+    """Half of the requests while streams are being opened, half with all of them there.
+
+    So each stream has events to come, however fast the server is.
+    """
+    early = size.requests_per_writer // 2
+    await writer.run(client, early)
+    await opened.wait()
+    await writer.run(client, size.requests_per_writer - early)
 
 
 async def _grant_one_lease(recorder: Recorder, client: wire.Client) -> None:
