@@ -49,22 +49,6 @@ def check_range_stream(request: pb.RangeRequest) -> None:
         raise errors.STREAM_FILTERS
 
 
-def check_put(request: pb.PutRequest) -> None:
-    """Raise ApiError unless a Put is well formed."""
-    if not request.key:
-        raise errors.EMPTY_KEY
-    if request.ignore_value and request.value:
-        raise errors.VALUE_PROVIDED
-    if request.ignore_lease and request.lease:
-        raise errors.LEASE_PROVIDED
-
-
-def check_delete_range(request: pb.DeleteRangeRequest) -> None:
-    """Raise ApiError unless a DeleteRange is well formed."""
-    if not request.key:
-        raise errors.EMPTY_KEY
-
-
 class Deletes:
     """The ranges that a transaction deletes, for the question whether a put falls into one.
 
@@ -78,9 +62,8 @@ class Deletes:
         self._points: set[bytes] = set()
         self._merged: SortedDict = SortedDict()  # start -> end of disjoint ranges
 
-    def add(self, request: pb.DeleteRangeRequest) -> None:
-        """Note one delete."""
-        low, high = request.key, request.range_end
+    def add(self, low: bytes, high: bytes) -> None:
+        """Note a delete of key `low`, or with `high` of a range."""
         if not high:
             self._points.add(low)
         elif low < high:
@@ -115,8 +98,3 @@ def check_size(raw: bytes, request_bytes_max: int) -> None:
     """Raise ApiError if a write request is longer than --max-request-bytes allows."""
     if len(raw) + RAFT_OVERHEAD_BYTES > request_bytes_max:
         raise errors.REQUEST_TOO_LARGE
-
-
-def put_cost_bytes(request: pb.PutRequest) -> int:
-    """What a put counts for against the quota before it is made (etcd's costPut)."""
-    return 256 + len(request.key) + len(request.value)

@@ -21,8 +21,8 @@ class Headers:
     def at(self, revision: int) -> bytes:
         """The header of an answer at a revision."""
         if revision != self._last_revision:
-            body = b"%b\x18%b%b" % (self._prefix, varint(revision), self._suffix)
-            self._last = b"\x0a%b%b" % (varint(len(body)), body)
+            body = self._prefix + b"\x18" + varint(revision) + self._suffix
+            self._last = b"\x0a" + varint(len(body)) + body
             self._last_revision = revision
         return self._last
 
@@ -30,4 +30,4 @@ class Headers:
 def inner(revision: int) -> bytes:
     """The header of an operation inside a transaction: a revision and nothing else."""
     body = field_varint(b"\x18", revision)
-    return b"\x0a%b%b" % (varint(len(body)), body)
+    return b"\x0a" + varint(len(body)) + body

@@ -148,11 +148,11 @@ def range_steps(reader: Reader, request: pb.RangeRequest, head: bytes) -> Steps[
     etcd's (server/etcdserver/txn/range.go): without an order the limit is applied in key order,
     and what remains is sorted by the target; with an order or filters the limit comes last.
     """
-    low, high = bounds(request.key, request.range_end)
     revision = max(request.revision, 0)
-    answer = KeyValues(request, head)
     if not request.range_end and not revision:
-        return _single(reader.live(request.key), request, answer)
+        return get(reader, request, head)
+    low, high = bounds(request.key, request.range_end)
+    answer = KeyValues(request, head)
     if request.count_only:
         return answer.finish(False, (yield from reader.count_steps(low, high, revision)))
     limit = max(request.limit, 0)
@@ -166,11 +166,13 @@ def range_steps(reader: Reader, request: pb.RangeRequest, head: bytes) -> Steps[
     return answer.finish(total > count, total)
 
 
-def _single(version: Version | None, request: pb.RangeRequest, answer: KeyValues) -> bytes:
-    """The answer of one key at the newest revision, which may be in flight (R4).
+def get(reader: Reader, request: pb.RangeRequest, head: bytes) -> bytes:
+    """The RangeResponse for one key at the newest revision, which may be in flight (R4).
 
     Whatever else is asked for, it has to come from `Reader.live`: ranges see no overlay.
     """
+    version = reader.live(request.key)
+    answer = KeyValues(request, head)
     if version is None:
         return answer.finish(False, 0)
     wanted = _filter(request)

@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
@@ -20,7 +20,7 @@ from kvstore.api.range_stream import RangeStream
 from kvstore.api.ranges import StoreReader, is_plain_get, range_steps
 from kvstore.api.txn import Planner, ReadContext, TxnOperation, txn_steps
 from kvstore.api.watch import WatchStream
-from kvstore.api.writes import DeleteOperation, PutOperation
+from kvstore.api.writes import Delete, DeleteOperation, Put, PutOperation
 from kvstore.lease.lessor import effective_ttl_s
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.store import Steps
@@ -48,13 +48,19 @@ class ServiceOptions:
 
 Handler = Callable[[Call], None]
 
+_put_request: Final = pb.PutRequest.FromString
+_range_request: Final = pb.RangeRequest.FromString
+_txn_request: Final = pb.TxnRequest.FromString
+
 
 class EtcdService:
     """All RPCs of etcd that jotd has (a seam Service)."""
 
     def __init__(self, node: Node, options: ServiceOptions) -> None:
         self._node = node
-        self._options = options
+        self._advertise_client_urls = options.advertise_client_urls
+        self._request_bytes_max = options.request_bytes_max
+        self._txn_ops_max = options.txn_ops_max
         self.max_request_bytes = options.request_bytes_max + GRPC_OVERHEAD_BYTES
         state = node.state
         self._state = state
@@ -174,7 +180,7 @@ class EtcdService:
             pins.release(pin)
 
     def _range(self, call: Call) -> None:
-        request = pb.RangeRequest.FromString(call.request)
+        request = _range_request(call.request)
         checks.check_range(request)
         self.ranges += 1
         if not request.range_end and is_plain_get(request):
@@ -191,27 +197,27 @@ class EtcdService:
     # -- writes ----------------------------------------------------------------------------
 
     def _put(self, call: Call) -> None:
-        request = pb.PutRequest.FromString(call.request)
-        checks.check_put(request)
-        checks.check_size(call.request, self._options.request_bytes_max)
-        self._node.submit(PutOperation(call, self._headers, request))
+        raw = call.request
+        put = Put(_put_request(raw))
+        checks.check_size(raw, self._request_bytes_max)
+        self._node.submit(PutOperation(call, self._headers, put))
 
     def _delete_range(self, call: Call) -> None:
-        request = pb.DeleteRangeRequest.FromString(call.request)
-        checks.check_delete_range(request)
-        checks.check_size(call.request, self._options.request_bytes_max)
-        self._node.submit(DeleteOperation(call, self._headers, request))
+        raw = call.request
+        delete = Delete(pb.DeleteRangeRequest.FromString(raw))
+        checks.check_size(raw, self._request_bytes_max)
+        self._node.submit(DeleteOperation(call, self._headers, delete))
 
     def _txn(self, call: Call) -> None:
-        request = pb.TxnRequest.FromString(call.request)
-        plan = Planner(self._options.txn_ops_max).plan(request)
+        raw = call.request
+        plan = Planner(self._txn_ops_max).plan(_txn_request(raw))
         self.txns += 1
         if plan.read_only:
             context = ReadContext(self._store, self._node.now())
             job = txn_steps(context, plan, self._headers)
             self._run(call, self._pinned(max(self._store.compact_revision, 0), job))
             return
-        checks.check_size(call.request, self._options.request_bytes_max)
+        checks.check_size(raw, self._request_bytes_max)
         self._node.submit(TxnOperation(call, self._headers, plan))
 
     def _compact(self, call: Call) -> None:
@@ -263,9 +269,10 @@ class EtcdService:
 
     def _member_list(self, call: Call) -> None:
         pb.MemberListRequest.FromString(call.request)
-        urls = self._options.advertise_client_urls
         name = self._node.options.name
-        call.finish(maintenance.member_list(self._node, self._headers, name, urls))
+        call.finish(
+            maintenance.member_list(self._node, self._headers, name, self._advertise_client_urls)
+        )
 
     def _status(self, call: Call) -> None:
         pb.StatusRequest.FromString(call.request)
@@ -330,7 +337,7 @@ class EtcdService:
             self._node.slicer,
             self._headers,
             self._node.now,
-            self._options.request_bytes_max,
+            self._request_bytes_max,
         )
 
     # -- health ----------------------------------------------------------------------------

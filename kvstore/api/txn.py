@@ -7,13 +7,12 @@ cost, and holds compares as plain values, so that nothing is asked of protobuf t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers, inner
-from kvstore.api.ranges import Reader, StoreReader, bounds, range_steps
-from kvstore.api.writes import CallOperation, delete_steps, in_one_step, make_put
+from kvstore.api.ranges import Reader, StoreReader, bounds, get, range_steps
+from kvstore.api.writes import CallOperation, Delete, Deleted, Put
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound
 from kvstore.mvcc.store import Steps, Store
 from kvstore.mvcc.version import Version
@@ -31,21 +30,29 @@ etcd counts along each path only, so tens of thousands of operations pass its ch
 Compare = tuple[bytes, bytes, int, int, int | bytes]
 """(key, range_end, target, result, value to compare with)."""
 
-Op = tuple[str, pb.RangeRequest | pb.PutRequest | pb.DeleteRangeRequest, "Plan | None"]
-"""(name of the request in RequestOp, the request, the plan of a nested transaction)."""
-
-_NO_REQUEST = pb.RangeRequest()
-
-_UNION_OF: dict[int, str] = {
-    pb.Compare.VERSION: "version",
-    pb.Compare.CREATE: "create_revision",
-    pb.Compare.MOD: "mod_revision",
-    pb.Compare.VALUE: "value",
-    pb.Compare.LEASE: "lease",
-}
+_VALUE: Final = int(pb.Compare.VALUE)
+_MOD: Final = int(pb.Compare.MOD)
+_VERSION: Final = int(pb.Compare.VERSION)
+_CREATE: Final = int(pb.Compare.CREATE)
+_LEASE: Final = int(pb.Compare.LEASE)
+_EQUAL: Final = int(pb.Compare.EQUAL)
+_NOT_EQUAL: Final = int(pb.Compare.NOT_EQUAL)
+_GREATER: Final = int(pb.Compare.GREATER)
+_LESS: Final = int(pb.Compare.LESS)
 
 
-@dataclass(slots=True)
+class Op:
+    """One operation of a transaction: exactly one of these is there."""
+
+    __slots__ = ("delete", "nested", "put", "range")
+
+    def __init__(self) -> None:
+        self.put: Put | None = None
+        self.delete: Delete | None = None
+        self.range: pb.RangeRequest | None = None
+        self.nested: Plan | None = None
+
+
 class Plan:
     """A checked transaction, or a nested one.
 
@@ -53,13 +60,16 @@ class Plan:
     it touches more than single keys at the current revision (R4).
     """
 
-    compares: list[Compare] = field(default_factory=list)
-    success: list[Op] = field(default_factory=list)
-    failure: list[Op] = field(default_factory=list)
-    cost_bytes: int = 0
-    writes: int = 0
-    read_only: bool = True
-    drains: bool = False
+    __slots__ = ("compares", "cost_bytes", "drains", "failure", "read_only", "success", "writes")
+
+    def __init__(self) -> None:
+        self.compares: list[Compare] = []
+        self.success: list[Op] = []
+        self.failure: list[Op] = []
+        self.cost_bytes = 0
+        self.writes = 0
+        self.read_only = True
+        self.drains = False
 
 
 class Planner:
@@ -79,9 +89,8 @@ class Planner:
 
     def _plan(self, request: pb.TxnRequest, ops_max: int) -> Plan:
         compares, success, failure = request.compare, request.success, request.failure
-        lengths = len(compares), len(success), len(failure)
-        ops = max(lengths)
-        self._left -= sum(lengths)
+        ops = max(len(compares), len(success), len(failure))
+        self._left -= len(compares) + len(success) + len(failure)
         if ops > ops_max or self._left < 0:
             raise errors.TOO_MANY_OPS
         plan = Plan()
@@ -91,7 +100,8 @@ class Planner:
                 raise errors.EMPTY_KEY
             if range_end:
                 plan.drains = True
-            plan.compares.append((key, range_end, target, compare.result, _wanted(compare, target)))
+            wanted = _wanted(compare, target)
+            plan.compares.append((key, range_end, target, compare.result, wanted))
         for op in success:
             plan.success.append(self._op(op, plan, ops_max - ops))
         then_cost = plan.cost_bytes
@@ -102,43 +112,47 @@ class Planner:
             plan.cost_bytes = then_cost
         return plan
 
-    def _op(self, op: pb.RequestOp, plan: Plan, ops_max: int) -> Op:
-        kind = op.WhichOneof("request")
+    def _op(self, request: pb.RequestOp, plan: Plan, ops_max: int) -> Op:
+        op = Op()
+        kind = request.WhichOneof("request")
         if kind == "request_range":
-            ranged = op.request_range
+            op.range = ranged = request.request_range
             checks.check_range(ranged)
             if ranged.range_end or ranged.revision:
                 plan.drains = True
-            return kind, ranged, None
+            return op
         plan.read_only = False
         plan.writes += 1
         if kind == "request_put":
-            put = op.request_put
-            checks.check_put(put)
-            plan.cost_bytes += checks.put_cost_bytes(put)
-            return kind, put, None
-        if kind == "request_delete_range":
-            deleted = op.request_delete_range
-            checks.check_delete_range(deleted)
-            if deleted.range_end:
+            op.put = put = Put(request.request_put)
+            plan.cost_bytes += put.cost_bytes
+        elif kind == "request_delete_range":
+            op.delete = delete = Delete(request.request_delete_range)
+            if delete.range_end:
                 plan.drains = True
-            return kind, deleted, None
-        if kind == "request_txn":
-            nested = self._plan(op.request_txn, ops_max)
+        elif kind == "request_txn":
+            op.nested = nested = self._plan(request.request_txn, ops_max)
             plan.drains = plan.drains or nested.drains
             plan.writes += nested.writes
             plan.cost_bytes += nested.cost_bytes
-            return kind, _NO_REQUEST, nested
-        raise errors.KEY_NOT_FOUND
+        else:
+            raise errors.KEY_NOT_FOUND
+        return op
 
 
 def _wanted(compare: pb.Compare, target: int) -> int | bytes:
     """What a compare compares with. A union that is not set, or another's, is zero or empty."""
-    given = compare.WhichOneof("target_union")
-    if given is None or _UNION_OF.get(target) != given:
-        return b"" if target == pb.Compare.VALUE else 0
-    wanted: int | bytes = getattr(compare, given)
-    return wanted
+    if target == _MOD:
+        return compare.mod_revision
+    if target == _VERSION:
+        return compare.version
+    if target == _CREATE:
+        return compare.create_revision
+    if target == _VALUE:
+        return compare.value
+    if target == _LEASE:
+        return compare.lease
+    return 0
 
 
 def _check_intervals(ops: Sequence[Op]) -> tuple[set[bytes], checks.Deletes]:
@@ -150,17 +164,16 @@ def _check_intervals(ops: Sequence[Op]) -> tuple[set[bytes], checks.Deletes]:
     deletes = checks.Deletes()
     puts: set[bytes] = set()
     own: list[bytes] = []
-    for kind, request, _ in ops:
-        if kind == "request_delete_range":
-            assert isinstance(request, pb.DeleteRangeRequest)
-            deletes.add(request)
-        elif kind == "request_put":
-            own.append(request.key)
-    for _, _, nested in ops:
-        if nested is None:
+    for op in ops:
+        if op.delete is not None:
+            deletes.add(op.delete.key, op.delete.range_end)
+        elif op.put is not None:
+            own.append(op.put.key)
+    for op in ops:
+        if op.nested is None:
             continue
-        puts_then, deletes_then = _check_intervals(nested.success)
-        puts_else, deletes_else = _check_intervals(nested.failure)
+        puts_then, deletes_then = _check_intervals(op.nested.success)
+        puts_else, deletes_else = _check_intervals(op.nested.failure)
         for key in (*puts_then, *puts_else):
             if key in puts or key in deletes:
                 raise errors.DUPLICATE_KEY
@@ -188,8 +201,15 @@ class TxnOperation(CallOperation):
         self.drains = plan.drains
 
     def evaluate(self, draft: Draft) -> bytes:
-        """A transaction of single keys."""
-        return in_one_step(self.evaluate_steps(draft))
+        """A transaction of single keys: the same as below, and never has to wait."""
+        context = _WriteContext(draft)
+        plan = self.plan
+        taken: list[bool] = []
+        _compare_points(context.reader, plan, taken)
+        _check_all(context, plan, iter(taken))
+        parts: list[bytes] = []
+        _execute_points(context, plan, taken[0], iter(taken[1:]), parts)
+        return _answer(self.headers.at(context.reader.read_revision), taken[0], parts)
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """Any transaction: compares, then checks, then operations (R4)."""
@@ -254,12 +274,31 @@ def txn_steps(context: Context, plan: Plan, headers: Headers) -> Steps[bytes]:
     _check_all(context, plan, iter(taken))
     parts: list[bytes] = []
     yield from _execute(context, plan, taken[0], iter(taken[1:]), parts)
-    header = headers.at(context.reader.read_revision)
-    return b"".join((header, b"\x10\x01" if taken[0] else b"", *parts))
+    return _answer(headers.at(context.reader.read_revision), taken[0], parts)
+
+
+def _answer(header: bytes, succeeded: bool, parts: list[bytes]) -> bytes:
+    return b"".join((header, b"\x10\x01" if succeeded else b"", *parts))
+
+
+# -- compares ------------------------------------------------------------------------------
+
+
+def _compare_points(reader: Reader, plan: Plan, taken: list[bool]) -> None:
+    """Which branch each transaction takes, in the order of a walk over the taken ones."""
+    holds = True
+    for compare in plan.compares:
+        if not _compare_one(compare, reader.live(compare[0])):
+            holds = False
+            break
+    taken.append(holds)
+    for op in plan.success if holds else plan.failure:
+        if op.nested is not None:
+            _compare_points(reader, op.nested, taken)
 
 
 def _compare_all(reader: Reader, plan: Plan, taken: list[bool]) -> Steps[None]:
-    """Which branch each transaction takes, in the order of a walk over the taken ones."""
+    """The same where a compare may be of a range."""
     holds = True
     for compare in plan.compares:
         if not compare[1]:
@@ -269,9 +308,9 @@ def _compare_all(reader: Reader, plan: Plan, taken: list[bool]) -> Steps[None]:
         if not holds:
             break
     taken.append(holds)
-    for _, _, nested in plan.success if holds else plan.failure:
-        if nested is not None:
-            yield from _compare_all(reader, nested, taken)
+    for op in plan.success if holds else plan.failure:
+        if op.nested is not None:
+            yield from _compare_all(reader, op.nested, taken)
 
 
 def _compare_range(reader: Reader, compare: Compare) -> Steps[bool]:
@@ -292,84 +331,131 @@ def _compare_one(compare: Compare, version: Version | None) -> bool:
     A value compare on a missing key never holds; any other takes zeros for it.
     """
     _, _, target, result, wanted = compare
-    actual: int | bytes = 0
-    if version is None:
-        if target == pb.Compare.VALUE:
+    if target == _VALUE:
+        if version is None:
             return False
-    elif target == pb.Compare.MOD:
-        actual = version.mod
-    elif target == pb.Compare.VERSION:
-        actual = version.number
-    elif target == pb.Compare.CREATE:
-        actual = version.create
-    elif target == pb.Compare.VALUE:
-        actual = version.value
-    elif target == pb.Compare.LEASE:
-        actual = version.lease
-    if result == pb.Compare.EQUAL:
-        return actual == wanted
-    if result == pb.Compare.NOT_EQUAL:
-        return actual != wanted
-    if result == pb.Compare.GREATER:
-        return actual > wanted  # type: ignore[operator]
-    if result == pb.Compare.LESS:
-        return actual < wanted  # type: ignore[operator]
+        assert isinstance(wanted, bytes)
+        value = version.value
+        return _holds(result, value == wanted, value < wanted)
+    actual = 0
+    if version is not None:
+        if target == _MOD:
+            actual = version.mod
+        elif target == _VERSION:
+            actual = version.number
+        elif target == _CREATE:
+            actual = version.create
+        elif target == _LEASE:
+            actual = version.lease
+    assert isinstance(wanted, int)
+    return _holds(result, actual == wanted, actual < wanted)
+
+
+def _holds(result: int, equal: bool, less: bool) -> bool:
+    if result == _EQUAL:
+        return equal
+    if result == _NOT_EQUAL:
+        return not equal
+    if result == _GREATER:
+        return not (equal or less)
+    if result == _LESS:
+        return less
     return True
+
+
+# -- checks --------------------------------------------------------------------------------
 
 
 def _check_all(context: Context, plan: Plan, taken: Iterator[bool]) -> None:
     """etcd's check of the taken operations, on the state before the transaction."""
-    for kind, request, nested in plan.success if next(taken) else plan.failure:
-        if nested is not None:
-            _check_all(context, nested, taken)
-        elif kind == "request_put":
-            assert isinstance(request, pb.PutRequest)
-            context.draft.check_lease(request.lease)
-            if (request.ignore_value or request.ignore_lease) and (
-                context.reader.live(request.key) is None
-            ):
+    for op in plan.success if next(taken) else plan.failure:
+        put, ranged = op.put, op.range
+        if put is not None:
+            if put.lease:
+                context.draft.check_lease(put.lease)
+            if (put.ignore_value or put.ignore_lease) and context.reader.live(put.key) is None:
                 raise KeyNotFound
-        elif kind == "request_range":
-            assert isinstance(request, pb.RangeRequest)
-            revision = request.revision
+        elif ranged is not None:
+            revision = ranged.revision
             if revision > context.revision_before:
                 raise FutureRevision
             if revision and revision < context.compact_revision:
                 raise Compacted
+        elif op.nested is not None:
+            _check_all(context, op.nested, taken)
+
+
+# -- operations ----------------------------------------------------------------------------
+
+
+def _execute_points(
+    context: Context, plan: Plan, succeeded: bool, taken: Iterator[bool], parts: list[bytes]
+) -> None:
+    """Carry out the taken operations in order; append their ResponseOps to `parts`."""
+    for op in plan.success if succeeded else plan.failure:
+        if op.nested is not None:
+            holds = next(taken)
+            body = _nested_head(holds)
+            _execute_points(context, op.nested, holds, taken, body)
+            _response_op(parts, b"\x22", body)
+        else:
+            _execute_point(context, op, parts)
 
 
 def _execute(
     context: Context, plan: Plan, succeeded: bool, taken: Iterator[bool], parts: list[bytes]
 ) -> Steps[None]:
-    """Carry out the taken operations in order; append their ResponseOps to `parts`."""
-    for kind, request, nested in plan.success if succeeded else plan.failure:
-        if kind == "request_put":
-            assert isinstance(request, pb.PutRequest)
-            previous = make_put(context.draft, request)
-            body = [inner(context.draft.view.revision)]
-            if previous is not None:
-                body.append(previous.framed)
-            _response_op(parts, b"\x12", body)
-        elif kind == "request_range":
-            assert isinstance(request, pb.RangeRequest)
-            head = inner(context.reader.read_revision)
-            answer = yield from range_steps(context.reader, request, head)
-            _response_op(parts, b"\x0a", [answer])
-        elif nested is not None:
-            nested_succeeded = next(taken)
-            body = [b"\x0a\x00\x10\x01" if nested_succeeded else b"\x0a\x00"]
-            yield from _execute(context, nested, nested_succeeded, taken, body)
+    """The same where an operation may be of a range, or at a revision."""
+    for op in plan.success if succeeded else plan.failure:
+        ranged, delete = op.range, op.delete
+        if op.nested is not None:
+            holds = next(taken)
+            body = _nested_head(holds)
+            yield from _execute(context, op.nested, holds, taken, body)
             _response_op(parts, b"\x22", body)
+        elif ranged is not None and (ranged.range_end or ranged.revision):
+            head = inner(context.reader.read_revision)
+            answer = yield from range_steps(context.reader, ranged, head)
+            _response_op(parts, b"\x0a", [answer])
+        elif delete is not None and delete.range_end:
+            deleted = yield from delete.make_steps(context.draft)
+            _deleted_op(context, deleted, parts)
         else:
-            assert isinstance(request, pb.DeleteRangeRequest)
-            deleted = yield from delete_steps(context.draft, request)
-            header = inner(context.draft.view.read_revision)
-            _response_op(parts, b"\x1a", [deleted.answer(header)])
+            _execute_point(context, op, parts)
+
+
+def _execute_point(context: Context, op: Op, parts: list[bytes]) -> None:
+    """An operation on a single key at the current revision."""
+    put, ranged, delete = op.put, op.range, op.delete
+    if put is not None:
+        draft = context.draft
+        previous = put.make(draft)
+        body = [inner(draft.view.revision)]
+        if previous is not None:
+            body.append(previous.framed)
+        _response_op(parts, b"\x12", body)
+    elif ranged is not None:
+        head = inner(context.reader.read_revision)
+        _response_op(parts, b"\x0a", [get(context.reader, ranged, head)])
+    else:
+        assert delete is not None
+        _deleted_op(context, delete.make(context.draft), parts)
+
+
+def _nested_head(succeeded: bool) -> list[bytes]:
+    return [b"\x0a\x00\x10\x01" if succeeded else b"\x0a\x00"]
+
+
+def _deleted_op(context: Context, deleted: Deleted, parts: list[bytes]) -> None:
+    header = inner(context.draft.view.read_revision)
+    _response_op(parts, b"\x1a", [deleted.answer(header)])
 
 
 def _response_op(parts: list[bytes], tag: bytes, body: list[bytes]) -> None:
     """One ResponseOp as field 3 of TxnResponse: both lengths, then the body's parts."""
-    size = sum(map(len, body))
+    size = 0
+    for part in body:
+        size += len(part)
     head = tag + varint(size)
-    parts.append(b"\x1a%b%b" % (varint(len(head) + size), head))
+    parts.append(b"\x1a" + varint(len(head) + size) + head)
     parts.extend(body)

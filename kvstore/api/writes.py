@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 
-from kvstore.api import checks, errors
+from kvstore.api import errors
 from kvstore.api.headers import Headers
 from kvstore.api.ranges import bounds
 from kvstore.mvcc.errors import KeyNotFound
@@ -53,50 +53,101 @@ class CallOperation(Operation):
         self.call.fail(answer.code, answer.message)
 
 
-def make_put(draft: Draft, request: pb.PutRequest) -> Version | None:
-    """Make a put. Returns the version before it. Raises LeaseNotFound, KeyNotFound."""
-    view = draft.view
-    if not (request.prev_kv or request.ignore_value or request.ignore_lease):
-        draft.check_lease(request.lease)
-        view.put(request.key, request.value, request.lease)
-        return None
-    draft.check_lease(request.lease)
-    previous = view.live(request.key)
-    if previous is None and (request.ignore_value or request.ignore_lease):
-        raise KeyNotFound
-    value, lease = request.value, request.lease
-    if previous is not None:
-        if request.ignore_value:
-            value = previous.value
-        if request.ignore_lease:
-            lease = previous.lease
-    view.put(request.key, value, lease)
-    return previous if request.prev_kv else None
+class Put:
+    """A put that is well formed, as plain values.
+
+    `cost_bytes`: what it counts for against the quota before it is made (etcd's costPut).
+    """
+
+    __slots__ = (
+        "cost_bytes",
+        "ignore_lease",
+        "ignore_value",
+        "key",
+        "lease",
+        "prev_kv",
+        "value",
+    )
+
+    def __init__(self, request: pb.PutRequest) -> None:
+        """Raises ApiError unless it is well formed."""
+        self.key: bytes = request.key
+        self.value: bytes = request.value
+        self.lease: int = request.lease
+        self.prev_kv: bool = request.prev_kv
+        self.ignore_value: bool = request.ignore_value
+        self.ignore_lease: bool = request.ignore_lease
+        self.cost_bytes = 256 + len(self.key) + len(self.value)
+        if not self.key:
+            raise errors.EMPTY_KEY
+        if self.ignore_value and self.value:
+            raise errors.VALUE_PROVIDED
+        if self.ignore_lease and self.lease:
+            raise errors.LEASE_PROVIDED
+
+    def make(self, draft: Draft) -> Version | None:
+        """Put. Returns the version before, if asked for. Raises LeaseNotFound, KeyNotFound."""
+        view = draft.view
+        if self.lease:
+            draft.check_lease(self.lease)
+        if not (self.prev_kv or self.ignore_value or self.ignore_lease):
+            view.put(self.key, self.value, self.lease)
+            return None
+        previous = view.live(self.key)
+        if previous is None and (self.ignore_value or self.ignore_lease):
+            raise KeyNotFound
+        value, lease = self.value, self.lease
+        if previous is not None:
+            if self.ignore_value:
+                value = previous.value
+            if self.ignore_lease:
+                lease = previous.lease
+        view.put(self.key, value, lease)
+        return previous if self.prev_kv else None
 
 
-def in_one_step(steps: Steps[bytes]) -> bytes:
-    """The result of steps over single keys, which never have to wait."""
-    try:
-        next(steps)
-    except StopIteration as stop:
-        response: bytes = stop.value
-        return response
-    raise AssertionError("an operation on single keys takes one step")
+class Delete:
+    """A delete that is well formed, as plain values; an empty `range_end` stands for one key."""
+
+    __slots__ = ("key", "prev_kv", "range_end")
+
+    def __init__(self, request: pb.DeleteRangeRequest) -> None:
+        """Raises ApiError unless it is well formed."""
+        self.key: bytes = request.key
+        self.range_end: bytes = request.range_end
+        self.prev_kv: bool = request.prev_kv
+        if not self.key:
+            raise errors.EMPTY_KEY
+
+    def make(self, draft: Draft) -> Deleted:
+        """Delete the one key."""
+        deleted = Deleted(self.prev_kv)
+        version = draft.view.delete(self.key)
+        if version is not None:
+            deleted.add([version])
+        return deleted
+
+    def make_steps(self, draft: Draft) -> Steps[Deleted]:
+        """Delete the range."""
+        deleted = Deleted(self.prev_kv)
+        low, high = bounds(self.key, self.range_end)
+        yield from draft.view.delete_range_steps(low, high, deleted.add)
+        return deleted
 
 
 class PutOperation(CallOperation):
     """KV.Put."""
 
-    __slots__ = ("cost_bytes", "request")
+    __slots__ = ("cost_bytes", "put")
 
-    def __init__(self, call: Call, headers: Headers, request: pb.PutRequest) -> None:
+    def __init__(self, call: Call, headers: Headers, put: Put) -> None:
         super().__init__(call, headers)
-        self.request = request
-        self.cost_bytes = checks.put_cost_bytes(request)
+        self.put = put
+        self.cost_bytes = put.cost_bytes
 
     def evaluate(self, draft: Draft) -> bytes:
         """The put's answer: header and, if asked for, the version before."""
-        previous = make_put(draft, self.request)
+        previous = self.put.make(draft)
         header = self.headers.at(draft.view.revision)
         return header + previous.framed if previous is not None else header
 
@@ -104,24 +155,25 @@ class PutOperation(CallOperation):
 class DeleteOperation(CallOperation):
     """KV.DeleteRange."""
 
-    __slots__ = ("drains", "request")
+    __slots__ = ("delete", "drains")
     urgent = True
 
-    def __init__(self, call: Call, headers: Headers, request: pb.DeleteRangeRequest) -> None:
+    def __init__(self, call: Call, headers: Headers, delete: Delete) -> None:
         super().__init__(call, headers)
-        self.request = request
-        self.drains = bool(request.range_end)
+        self.delete = delete
+        self.drains = bool(delete.range_end)
 
     def evaluate(self, draft: Draft) -> bytes:
         """Delete one key."""
-        return in_one_step(self.evaluate_steps(draft))
+        deleted = self.delete.make(draft)
+        return deleted.answer(self.headers.at(draft.view.read_revision))
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """Delete a range."""
         draft.view.one_pass = True
-        deleted = yield from delete_steps(draft, self.request)
+        deleted = yield from self.delete.make_steps(draft)
         if deleted.count > STAND_IN_KEYS:
-            low, high = bounds(self.request.key, self.request.range_end)
+            low, high = bounds(self.delete.key, self.delete.range_end)
             draft.stand_in = records.delete_range(low, high, draft.view.revision)
         return deleted.answer(self.headers.at(draft.view.read_revision))
 
@@ -152,16 +204,3 @@ class Deleted:
         # Fields may come in any order; a copy of a huge answer is a long step (I9).
         self._out.write(ending)
         return self._out.getvalue()
-
-
-def delete_steps(draft: Draft, request: pb.DeleteRangeRequest) -> Steps[Deleted]:
-    """Make a delete, of one key or of a range."""
-    deleted = Deleted(request.prev_kv)
-    if request.range_end:
-        low, high = bounds(request.key, request.range_end)
-        yield from draft.view.delete_range_steps(low, high, deleted.add)
-    else:
-        version = draft.view.delete(request.key)
-        if version is not None:
-            deleted.add([version])
-    return deleted

@@ -46,8 +46,11 @@ class KeyIndex:
         node = self._by_key.get(key)
         return node.head if node is not None else None
 
-    def link(self, version: Version) -> None:
-        """Make `version` the newest of its key. O(log n) for new or deleted keys, else O(1)."""
+    def link(self, version: Version) -> Version | None:
+        """Make `version` the newest of its key. Returns the one before, a deletion included.
+
+        O(log n) for new or deleted keys, else O(1).
+        """
         key = version.key
         node = self._by_key.get(key)
         if node is None:
@@ -56,14 +59,15 @@ class KeyIndex:
             self._ordered.add(node)
             if not version.number:
                 self._deleted.add(key)
-            return
-        was_live = node.head.number != 0
+            return None
+        before = node.head
         node.head = version
-        if was_live != (version.number != 0):
-            if was_live:
-                self._deleted.add(key)
-            else:
+        if not before.number:
+            if version.number:
                 self._deleted.remove(key)
+        elif not version.number:
+            self._deleted.add(key)
+        return before
 
     def load(self, newest: Iterable[Version]) -> list[Version]:
         """Index the newest versions of many keys while nobody reads: sorts once.

@@ -41,9 +41,8 @@ class Shard:
 
     def link(self, version: Version) -> Version | None:
         """Apply one version. Returns the live version it replaced, if any."""
-        replaced = self.index.get(version.key)
         size = len(version.framed)
-        self.index.link(version)
+        replaced = self.index.link(version)
         self.history.append(version)
         self.kept_bytes += size
         if replaced is not None and replaced.number:

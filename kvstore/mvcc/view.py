@@ -8,7 +8,6 @@ else: a request that fails half way leaves nothing behind (R4).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from heapq import merge
 
 from kvstore.mvcc.buckets import BucketedDict
@@ -22,24 +21,45 @@ Overlay = Mapping[bytes, Version]
 Effect = tuple[Shard, Version]
 
 
-@dataclass(slots=True)
 class WriteView:
     """The state that one write request works on.
 
     `revision` is the one that its effects will carry; `revision - 1` is the state before
-    it. Ranges may be read only while nothing is in flight (R4).
+    it. Ranges may be read only while nothing is in flight (R4); only they look at `now`.
     """
 
-    store: Store
-    overlay: Overlay
-    revision: int
-    now: float
-    effects: list[Effect] = field(default_factory=list)
-    """The newest effects; `effect_parts` has all of them."""
-    one_pass: bool = False
-    """The request names each key once and reads nothing back: its effects need no map."""
-    _sealed: list[list[Effect]] = field(default_factory=list)
-    _own: BucketedDict[bytes, Version] | None = None
+    __slots__ = (
+        "_key",
+        "_newest",
+        "_own",
+        "_sealed",
+        "_shard",
+        "effects",
+        "now",
+        "one_pass",
+        "overlay",
+        "revision",
+        "store",
+    )
+
+    def __init__(
+        self, store: Store, overlay: Overlay, revision: int, now: float, *, one_pass: bool = False
+    ) -> None:
+        self.store = store
+        self.overlay = overlay
+        self.revision = revision
+        self.now = now
+        self.one_pass = one_pass
+        """The request names each key once and reads nothing back: its effects need no map."""
+        self.effects: list[Effect] = []
+        """The newest effects; `effect_parts` has all of them."""
+        self._sealed: list[list[Effect]] = []
+        self._own: BucketedDict[bytes, Version] | None = None
+        # The key looked up last, its shard, and its newest version: most requests name one key,
+        # and name it several times.
+        self._key = b""
+        self._shard: Shard = store.shards[0]
+        self._newest: Version | None = None
 
     @property
     def read_revision(self) -> int:
@@ -55,15 +75,21 @@ class WriteView:
 
     def newest(self, key: bytes) -> Version | None:
         """The newest version of a key, a deletion included."""
+        if key != self._key:
+            self._look_up(key)
+        return self._newest
+
+    def _look_up(self, key: bytes) -> None:
+        store = self.store
+        shard = store.shards[store.table.shard_of(key)]
+        version: Version | None = None
         if self.effects and not self.one_pass:
             version = self._own_newest(key)
-            if version is not None:
-                return version
-        version = self.overlay.get(key)
-        if version is not None:
-            return version
-        store = self.store
-        return store.shards[store.table.shard_of(key)].index.get(key)
+        if version is None:
+            version = self.overlay.get(key)
+        if version is None:
+            version = shard.index.get(key)
+        self._key, self._shard, self._newest = key, shard, version
 
     def live(self, key: bytes) -> Version | None:
         """The newest version of a key, None if it is deleted or never was."""
@@ -73,8 +99,8 @@ class WriteView:
     def put(self, key: bytes, value: bytes, lease: int) -> None:
         """Put a key."""
         previous = self.newest(key)
-        version = put_version(key, value, lease, self.revision, self._next_sub(), previous)
-        self._record(version)
+        sub = self._next_sub()
+        self._record(self._shard, put_version(key, value, lease, self.revision, sub, previous))
 
     def delete(self, key: bytes) -> Version | None:
         """Delete a key. Returns what was deleted, None if there was nothing."""
@@ -82,27 +108,28 @@ class WriteView:
         if previous is None or not previous.number:
             return None
         version = delete_version(key, self.revision, self._next_sub(), previous)
-        self._record(version)
+        self._record(self._shard, version)
         return previous
 
     def _next_sub(self) -> int:
         return len(self._sealed) * SLICE + len(self.effects)
 
-    def _record(self, version: Version) -> None:
+    def _record(self, shard: Shard, version: Version) -> None:
         """Note an effect. The first needs no map: most requests write one key."""
-        store = self.store
-        shard = store.shards[store.table.shard_of(version.key)]
-        if len(self.effects) == SLICE:
-            self._sealed.append(self.effects)
-            self.effects = []
-        self.effects.append((shard, version))
+        effects = self.effects
+        if len(effects) == SLICE:
+            self._sealed.append(effects)
+            effects = self.effects = []
+        effects.append((shard, version))
+        if version.key == self._key:
+            self._newest = version
         if self.one_pass:
             return
         if self._own is not None:
             self._own[version.key] = version
-        elif len(self.effects) > 1:
+        elif len(effects) > 1:
             self._own = BucketedDict(bits=6)
-            for _, earlier in self.effects:
+            for _, earlier in effects:
                 self._own[earlier.key] = earlier
 
     def _own_newest(self, key: bytes) -> Version | None:
@@ -169,8 +196,8 @@ class WriteView:
 
         def delete(found: list[Version]) -> None:
             for previous in found:
-                sub = self._next_sub()
-                self._record(delete_version(previous.key, self.revision, sub, previous))
+                version = delete_version(previous.key, self.revision, self._next_sub(), previous)
+                self._record(self.store.shard_of(previous.key), version)
             if sink is not None:
                 sink(found)
 

@@ -7,11 +7,15 @@ The bytes include the tag and the length that the pair has as field 2 of `RangeR
 
 from __future__ import annotations
 
+from typing import Final
+
 from kvstore.pb.kv_pb2 import KeyValue
 
-_MASK64 = (1 << 64) - 1
-_LAST = tuple(bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000))
-_MORE = tuple(bytes((n & 0x7F | 0x80, n >> 7 | 0x80)) for n in range(0x4000))
+_MASK64: Final = (1 << 64) - 1
+_LAST: Final = tuple(
+    bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000)
+)
+_MORE: Final = tuple(bytes((n & 0x7F | 0x80, n >> 7 | 0x80)) for n in range(0x4000))
 """Fourteen bits as the end of a varint, and as a part that is not its end."""
 
 
@@ -47,22 +51,17 @@ def encode_key_value(
 
     A deletion has version and create_revision 0 (etcd's tombstone: key and mod_revision only).
     """
+    mod = varint(mod_revision)
+    head = b"\x0a" + varint(len(key)) + key
     if version:
-        mod = varint(mod_revision)
-        body = b"\x0a%b%b\x10%b\x18%b\x20%b" % (
-            varint(len(key)),
-            key,
-            mod if create_revision == mod_revision else varint(create_revision),
-            mod,
-            varint(version),
-        )
+        create = mod if create_revision == mod_revision else varint(create_revision)
+        head = b"".join((head, b"\x10", create, b"\x18", mod, b"\x20", varint(version)))
     else:
-        body = b"\x0a%b%b\x18%b" % (varint(len(key)), key, varint(mod_revision))
+        head = head + b"\x18" + mod
     if value:
-        body = b"%b\x2a%b%b" % (body, varint(len(value)), value)
-    if lease:
-        body = b"%b\x30%b" % (body, varint(lease))
-    return b"\x12%b%b" % (varint(len(body)), body)
+        head = head + b"\x2a" + varint(len(value))
+    tail = b"\x30" + varint(lease) if lease else b""
+    return b"".join((b"\x12", varint(len(head) + len(value) + len(tail)), head, value, tail))
 
 
 def payload_start(framed: bytes) -> int:

@@ -69,7 +69,6 @@ class Batch:
         "replies",
         "reply_bytes",
         "revision",
-        "started_at",
     )
 
     def __init__(self) -> None:
@@ -80,7 +79,6 @@ class Batch:
         self.replies: deque[Reply] = deque()
         self.reply_bytes = 0
         self.revision = 0
-        self.started_at = 0.0
         self.releases = False
 
 
@@ -175,14 +173,11 @@ class Proposer:
         state = self._state
         base = self._open.revision or (self._flying[-1].revision if self._flying else 0)
         revision = (base or state.store.revision) + 1
-        view = WriteView(state.store, self._overlay, revision, self._now())
+        now = self._now() if operation.drains else operation.submitted_at
+        view = WriteView(state.store, self._overlay, revision, now)
         draft = Draft(view, state.lessor, self._granted)
         if operation.drains:
-            self._held = True
-            self._slicer.start(
-                self._drained_steps(operation, draft),
-                lambda result, error: self._drained(operation, draft, result, error),
-            )
+            self._drain(operation, draft)
             return
         try:
             response = operation.evaluate(draft)
@@ -197,8 +192,10 @@ class Proposer:
         if not view.effects and not draft.changes:
             self._answer_behind(operation, response)
             return
-        parts = self._parts(draft)
-        nbytes = sum(map(len, parts))
+        parts = _parts(draft)
+        nbytes = 0
+        for part in parts:
+            nbytes += len(part)
         if self._open.parts and self._open.nbytes + nbytes > self._batch_bytes_max:
             # Evaluated anew when the open batch has gone.
             self._full = True
@@ -206,13 +203,14 @@ class Proposer:
             self._queue.appendleft(operation)
             return
         if self._accept(operation, draft, parts, nbytes, response):
-            for part in view.effect_parts:
-                for _, version in part:
-                    self._overlay[version.key] = version
+            overlay = self._overlay
+            for effects in view.effect_parts:
+                for _, version in effects:
+                    overlay[version.key] = version
 
     def _refusal(self, operation: Operation) -> NodeError | None:
         if operation.cost_bytes:
-            if self.disk_is_full or self.is_capped():
+            if self.disk_is_full or (self._state.alarms and self.is_capped()):
                 return NoSpace()
             size = self._state_bytes + self._bytes + operation.cost_bytes
             if self.quota_bytes and size > self.quota_bytes:
@@ -220,13 +218,20 @@ class Proposer:
                 return NoSpace()
         return None
 
+    def _drain(self, operation: Operation, draft: Draft) -> None:
+        self._held = True
+        self._slicer.start(
+            self._drained_steps(operation, draft),
+            lambda result, error: self._drained(operation, draft, result, error),
+        )
+
     def _drained_steps(
         self, operation: Operation, draft: Draft
     ) -> Steps[tuple[bytes, list[bytes]]]:
         response = yield from operation.evaluate_steps(draft)
         effects = draft.view.effect_parts
         if draft.stand_in is not None or len(effects) == 1:
-            return response, self._parts(draft)
+            return response, _parts(draft)
         joined: list[bytes] = []
         for part in effects:
             joined.append(b"".join([version.framed for _, version in part]))
@@ -241,6 +246,7 @@ class Proposer:
         result: tuple[bytes, list[bytes]] | None,
         error: BaseException | None,
     ) -> None:
+        """A drained operation is evaluated."""
         self._held = False
         if self._stopped:
             operation.fail(Stopped())
@@ -258,17 +264,6 @@ class Proposer:
                 self._held = True
                 self._open.releases = True
         self._go_on()
-
-    @staticmethod
-    def _parts(draft: Draft) -> list[bytes]:
-        parts = [records.record_part(change) for change in draft.changes]
-        view = draft.view
-        if draft.stand_in is not None:
-            parts.append(records.record_part(draft.stand_in))
-        elif view.effects:
-            versions = [version for part in view.effect_parts for _, version in part]
-            parts.extend(records.transaction_parts(view.revision, versions))
-        return parts
 
     def _accept(
         self,
@@ -292,15 +287,16 @@ class Proposer:
             self._answer_behind(operation, NoSpace())
             return False
         batch = self._open
-        if not batch.parts:
-            batch.started_at = self._now()
+        first = not batch.parts
+        if first:
             batch.revision = draft.view.revision - 1
         for change in draft.changes:
             batch.items.append((None, change))
             if change.HasField("lease_grant"):
                 self._granted.add(change.lease_grant.id)
-        *sealed, effects = draft.view.effect_parts
+        effects = draft.view.effects
         if effects:
+            sealed = draft.view.effect_parts[:-1]
             if batch.items:
                 # A transaction of very many single keys need not be alone in its batch.
                 for part in sealed:
@@ -315,7 +311,8 @@ class Proposer:
         batch.nbytes += nbytes
         self._bytes += nbytes
         self._reply_with(batch, operation, response)
-        self._wake()
+        if first:
+            self._wake()
         return True
 
     def _journal_failed(self, failure: JournalError) -> None:
@@ -480,6 +477,23 @@ class Proposer:
         self._queued_bytes = 0
         for operation in queue:
             answer(operation, Stopped())
+
+
+def _parts(draft: Draft) -> list[bytes]:
+    """A draft's records as parts to join: the stored bytes of its versions, reused."""
+    parts = [records.record_part(change) for change in draft.changes]
+    view = draft.view
+    if draft.stand_in is not None:
+        parts.append(records.record_part(draft.stand_in))
+    elif view.effects:
+        at = len(parts)
+        size = 0
+        for effects in view.effect_parts:
+            for _, version in effects:
+                parts.append(version.framed)
+                size += len(version.framed)
+        parts.insert(at, records.transaction_head(view.revision, size))
+    return parts
 
 
 def _weight(operation: Operation, outcome: bytes | Exception) -> int:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.pb import record_pb2
-
-
-def transaction_parts(revision: int, versions: Sequence[Version]) -> list[bytes]:
-    """A transaction's record as parts to join: the stored bytes of its versions, reused."""
-    framed = [version.framed for version in versions]
-    return [transaction_head(revision, sum(map(len, framed))), *framed]
 
 
 def transaction_head(revision: int, nbytes: int) -> bytes:
     """What comes before a transaction's `nbytes` of versions."""
     head = b"\x08" + varint(revision)
-    return b"\x0a%b%b" % (varint(len(head) + nbytes), head)
+    return b"\x0a" + varint(len(head) + nbytes) + head
 
 
 def record_part(record: record_pb2.Record) -> bytes:

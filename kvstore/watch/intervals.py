@@ -8,7 +8,6 @@ which is slow and, since the code recurses, wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -65,8 +64,9 @@ class IntervalMap(Generic[T]):
         self._root = _join(_join(below, _join(found.left, found.right)), above)
         self._size -= 1
 
-    def containing(self, key: bytes) -> Iterator[T]:
+    def containing(self, key: bytes) -> list[T]:
         """The values of all ranges that contain a key, in no particular order."""
+        found: list[T] = []
         stack = [self._root]
         while stack:
             node = stack.pop()
@@ -75,8 +75,9 @@ class IntervalMap(Generic[T]):
             stack.append(node.left)
             if node.low <= key:
                 if node.high is None or key < node.high:
-                    yield node.value
+                    found.append(node.value)
                 stack.append(node.right)
+        return found
 
 
 _Order = tuple[bytes | bool, ...]
