@@ -7,6 +7,7 @@ to that thread's notice. All objects belong to the event loop's thread. Only
 """
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Final, final
 
 __version__: Final[str]
@@ -153,6 +154,27 @@ class Door:
         Started, messages and bytes received, messages and bytes sent; and calls that ended, by
         status code.
         """
+
+@final
+class SyncWriter:
+    """A thread that writes and syncs files, without the interpreter lock.
+
+    For one event loop. Raises OSError when there can be no thread or no file descriptor for it.
+    """
+
+    def __new__(cls) -> SyncWriter: ...
+    def fileno(self) -> int:
+        """A file descriptor that is readable when there is something to take."""
+    def submit(self, path: str | PathLike[str], offset: int, parts: Sequence[bytes]) -> None:
+        """Writes `parts`, one after the other, at `offset` of a file that is there; then fdatasync.
+
+        Jobs are done in order, and none is left out because one before it failed. RuntimeError
+        after `stop`.
+        """
+    def take(self) -> list[tuple[int, float, float]]:
+        """How jobs went, in order: 0 or an errno, and the seconds of write and sync."""
+    def stop(self) -> None:
+        """Does what was submitted, and ends the thread; blocks."""
 
 def load(options: str, progress: Callable[[int, float], object] | None = None) -> str:
     """Makes load on etcd v3 endpoints, without the interpreter lock; takes as long as it is told.

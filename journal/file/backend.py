@@ -1,12 +1,15 @@
 """The file journal as the event loop sees it: threads, reservations, readers.
 
-Appends go to one dedicated thread through a `SimpleQueue` and come back through
-`call_soon_threadsafe`. That costs one hand-over each way; an executor's future costs about
-another third of that, and the serving thread would share it with others.
+Appends run one at a time. Where `jotd_native` is installed, the loop makes the frame and a thread
+of that module writes and syncs it: a Python thread that has synced waits for the interpreter
+lock behind whatever the loop is at, and that doubled what a write costs. Otherwise, and for what
+is large or begins a segment, appends go to one dedicated thread through a `SimpleQueue` and come
+back through `call_soon_threadsafe`.
 
-Three kinds of threads:
+Kinds of threads:
 
-- the writer: recovery, then appends, in order, one write and one sync each;
+- the writer: recovery, then appends, one write and one sync each;
+- the native writer, where there is one: the same for most appends;
 - the housekeeper: the spare segment, the control file, trims;
 - a small pool for readers and snapshots.
 """
@@ -15,12 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from journal.contract import (
     Conflict,
@@ -36,11 +41,14 @@ from journal.contract import (
 from journal.file.disk import Disk
 from journal.file.frames import OVERHEAD_BYTES_MAX, frame_bytes
 from journal.file.lock import DirectoryLock
-from journal.file.log import Appended, Log, View
+from journal.file.log import Appended, Log, Prepared, View
 from journal.file.recovery import SNAPSHOT_DIR
 from journal.file.replay import Replay
 from journal.file.segment import DATA_AT
 from journal.file.snapshots import FileSnapshots
+
+if TYPE_CHECKING:
+    from jotd_native import SyncWriter
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -50,6 +58,8 @@ DEFAULT_HEADROOM_BYTES = 16 << 20
 SLOW_SYNC_S = 1.0
 """A sync that takes longer is worth a warning."""
 SEGMENT_BYTES_MIN = 4096
+DIRECT_BYTES_MAX = 1 << 20
+"""A larger batch is joined and checksummed off the loop: a third of a millisecond a MiB."""
 
 
 class _Worker:
@@ -116,6 +126,34 @@ def notify(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: 
         pass
 
 
+class _Append:
+    """One call of `append`."""
+
+    __slots__ = ("expected_tail", "footprint", "frame", "future", "parts", "size")
+
+    def __init__(
+        self, parts: Sequence[bytes], size: int, expected_tail: int, future: asyncio.Future[int]
+    ) -> None:
+        self.parts = parts
+        self.size = size
+        self.expected_tail = expected_tail
+        self.future = future
+        self.footprint = frame_bytes(size)
+        self.frame: Prepared | None = None
+
+
+def _sync_writer() -> SyncWriter | None:
+    try:
+        from jotd_native import SyncWriter
+    except ImportError:
+        return None
+    try:
+        return SyncWriter()
+    except OSError as error:
+        _log.warning("the journal goes without a native writer: %s", error)
+        return None
+
+
 class FileJournal:
     """`contract.Journal` in a directory."""
 
@@ -131,12 +169,14 @@ class FileJournal:
         max_batch_bytes: int = 32 << 20,
         tick_s: float = 1.0,
         disk: Disk | None = None,
+        native: bool = True,
     ) -> None:
         """`segment_bytes`: preallocated size of a segment file; a larger batch gets its own.
         `headroom_bytes`: what `reserve` keeps for urgent writes (default: 16 MiB, at most a quarter
         of a segment). `tick_s`: how often the housekeeper looks whether a spare segment can be had
         where there was no room, and how far the journal has come.
-        `disk`: the system calls, for tests.
+        `disk`: the system calls, for tests. `native`: let `jotd_native` write, where it is
+        installed; not with a `disk` of the caller's.
         """
         if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % 512:
             raise ValueError(
@@ -153,6 +193,12 @@ class FileJournal:
         self.on_write: Callable[[float], None] | None = None
         self.on_progress: Callable[[int, int], None] | None = None
         self._disk = disk if disk is not None else Disk()
+        self._wants_native = native and disk is None
+        self._native: SyncWriter | None = None
+        self._pending: deque[_Append] = deque()
+        """Appends, the one under way first."""
+        self._idle: asyncio.Future[None] | None = None
+        """Set by the last of the appends that `close` waits for."""
         self._log = Log(self._disk, self.directory, segment_bytes)
         self._snapshots = FileSnapshots(
             self._disk, self.directory / SNAPSHOT_DIR, self._snapshot_pool
@@ -194,6 +240,9 @@ class FileJournal:
         self._no_room = not self._log.spare.ready
         self._housekeeper = _Worker("journal-housekeeper", self._keep_house, self._tick_s)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="journal-reader")
+        if self._wants_native and (writer := _sync_writer()) is not None:
+            self._native = writer
+            self._loop.add_reader(writer.fileno(), self._written)
         self._state = "open"
         return opened
 
@@ -232,19 +281,30 @@ class FileJournal:
         self._state = "closing"
         self._budget = 0
         self._wake_followers()
+        await asyncio.shield(self._loop.create_task(self._close()))
+
+    async def _close(self) -> None:
+        """Appends first, then everything else."""
         loop = self._loop
-        # Each waits for what it was given before, appends first. Not on the pool: it may be
-        # the reader of a stuck caller.
+        if self._pending:
+            self._idle = loop.create_future()
+            await self._idle
+        if self._native is not None:
+            loop.remove_reader(self._native.fileno())
+        # Each waits for what it was given before. Not on the pool: it may be the reader of a
+        # stuck caller.
         finish = threading.Thread(
             target=self._finish_all, args=(loop, done := loop.create_future())
         )
         finish.start()
-        await asyncio.shield(done)
+        await done
         self._state = "closed"
 
     def _finish_all(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
         try:
             self._writer.stop()
+            if self._native is not None:
+                self._native.stop()
             self._housekeeper.stop()
             self._pool.shutdown(wait=True)
             self._release()
@@ -267,34 +327,66 @@ class FileJournal:
         size = sum(map(len, parts))
         if size > self.max_batch_bytes:
             raise ValueError(f"batch of {size} bytes, at most {self.max_batch_bytes} fit")
-        footprint = frame_bytes(size)
+        append = _Append(parts, size, expected_tail, self._loop.create_future())
         self._reserved = 0
         self._budget = 0
-        self._in_flight += footprint
-        future: asyncio.Future[int] = self._loop.create_future()
+        self._in_flight += append.footprint
+        self._pending.append(append)
+        if len(self._pending) == 1:
+            self._begin(append)
+        return await append.future
+
+    def _begin(self, append: _Append) -> None:
+        """Have one append done; `_appended` comes when it is, never before this returns."""
+        if self._native is not None and append.size <= DIRECT_BYTES_MAX:
+            try:
+                frame = self._log.prepare(b"".join(append.parts), append.expected_tail)
+            except JournalError as refusal:
+                self._loop.call_soon(self._appended, append, None, refusal)
+                return
+            if frame is not None:
+                append.frame = frame
+                self._native.submit(frame.path, frame.offset, frame.parts)
+                return
 
         def work() -> None:
             result: Appended | None = None
             error: BaseException | None = None
             try:
-                result = self._log.append(b"".join(parts), expected_tail)
+                result = self._log.append(b"".join(append.parts), append.expected_tail)
             except BaseException as raised:
                 error = raised
-            notify(self._loop, self._appended, future, footprint, size, result, error)
+            notify(self._loop, self._appended, append, result, error)
 
         self._writer.put(work)
-        return await future
+
+    def _written(self) -> None:
+        """On the loop: the native writer has done something."""
+        assert self._native is not None
+        for errno, write_seconds, sync_seconds in self._native.take():
+            append = self._pending[0]
+            frame = append.frame
+            assert frame is not None
+            if errno:
+                failure = self._log.poisoned(OSError(errno, os.strerror(errno)))
+                self._appended(append, None, failure)
+                continue
+            self._log.settle(frame)
+            result = Appended(frame.sequence, write_seconds, sync_seconds, False)
+            self._appended(append, result, None)
 
     def _appended(
-        self,
-        future: asyncio.Future[int],
-        footprint: int,
-        size: int,
-        result: Appended | None,
-        error: BaseException | None,
+        self, append: _Append, result: Appended | None, error: BaseException | None
     ) -> None:
-        """On the loop: one append has ended."""
-        self._in_flight -= footprint
+        """On the loop: one append has ended, and the next may begin."""
+        assert self._pending[0] is append
+        self._pending.popleft()
+        if self._pending:
+            self._begin(self._pending[0])
+        elif self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        future = append.future
+        self._in_flight -= append.footprint
         if result is None:
             assert error is not None
             if isinstance(error, Conflict):
@@ -305,7 +397,7 @@ class FileJournal:
                 future.set_exception(error)
             return
         self._appends += 1
-        self._appended_bytes += size
+        self._appended_bytes += append.size
         self._sync_seconds += result.sync_seconds
         if result.sync_seconds > SLOW_SYNC_S:
             _log.warning("%s: a sync took %.1f s", self.directory, result.sync_seconds)

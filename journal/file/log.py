@@ -1,8 +1,10 @@
 """The log itself, synchronous: segments, the tail, appends, trims. `backend` adds the event loop.
 
 Two threads use it. The *writer* calls `append`, alone. The *housekeeper* calls `keep_spare`,
-`note_tail` and `trim`, alone. Whatever they share is a `View`, replaced under a lock and never
-changed in place, so that the loop and the readers see one state.
+`note_tail` and `trim`, alone. In place of the writer, and never beside it, the loop may call
+`prepare` and `settle`, and have a thread without the interpreter lock write and sync in between.
+Whatever they share is a `View`, replaced under a lock and never changed in place, so that the loop
+and the readers see one state.
 """
 
 from __future__ import annotations
@@ -44,6 +46,18 @@ class Appended(NamedTuple):
     sync_seconds: float
     rolled: bool
     """A new segment was begun: the housekeeper has work."""
+
+
+class Prepared(NamedTuple):
+    """A frame that fits behind the last one, and where it goes."""
+
+    sequence: int
+    path: Path
+    offset: int
+    parts: tuple[bytes, bytes, bytes]
+    link: int
+    """The next frame's chain value."""
+    end: int
 
 
 class Log:
@@ -115,25 +129,38 @@ class Log:
 
     def append(self, payload: bytes, expected_tail: int) -> Appended:
         """Write and sync one frame. Conflict, NoSpace, Poisoned."""
+        frame = self.prepare(payload, expected_tail)
+        if frame is None:
+            return self._roll(self.view, payload)
+        assert self._fd is not None
+        try:
+            begin = time.perf_counter()
+            self._disk.write(self._fd, frame.parts, frame.offset)
+            written = time.perf_counter()
+            self._disk.datasync(self._fd)
+            synced = time.perf_counter()
+        except BaseException as error:
+            raise self.poisoned(error) from error
+        self.settle(frame)
+        return Appended(frame.sequence, written - begin, synced - written, False)
+
+    def prepare(self, payload: bytes, expected_tail: int) -> Prepared | None:
+        """The frame of a batch; None if it needs a new segment. Conflict, Poisoned."""
         self.check()
         view = self.view
         if expected_tail != view.tail:
             raise Conflict(expected_tail, view.tail)
         size = frame_bytes(len(payload))
         if self._fd is None or size > view.segments[-1].size - view.end:
-            return self._roll(view, payload)
+            return None
         sequence = view.tail + 1
         head, close, link = encode(self.seed, BATCH, sequence, view.chain, payload)
-        try:
-            begin = time.perf_counter()
-            self._disk.write(self._fd, (head, payload, close), view.end)
-            written = time.perf_counter()
-            self._disk.datasync(self._fd)
-            synced = time.perf_counter()
-        except BaseException as error:
-            raise self.poisoned(error) from error
-        self._advance(None, link, view.end + size)
-        return Appended(sequence, written - begin, synced - written, False)
+        path = view.segments[-1].path
+        return Prepared(sequence, path, view.end, (head, payload, close), link, view.end + size)
+
+    def settle(self, frame: Prepared) -> None:
+        """A prepared frame is durable."""
+        self._advance(None, frame.link, frame.end)
 
     def _roll(self, view: View, payload: bytes) -> Appended:
         """Append as the first frame of a new segment.

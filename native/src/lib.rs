@@ -4,6 +4,7 @@ mod call;
 mod door;
 mod link;
 mod load;
+mod writer;
 
 use pyo3::prelude::*;
 
@@ -24,6 +25,7 @@ fn jotd_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<call::Exchange>()?;
     module.add_class::<call::Peer>()?;
     module.add_class::<call::Stream>()?;
+    module.add_class::<writer::SyncWriter>()?;
     module.add_function(wrap_pyfunction!(load::load, module)?)?;
     Ok(())
 }

@@ -81,7 +81,14 @@ class FileHarness(Harness):
         shutil.rmtree(self.directory)
 
 
-HARNESSES: list[type[Harness]] = [MemoryHarness, FileHarness]
+class PlainFileHarness(FileHarness):
+    """The file journal as it is where the native module is not installed."""
+
+    def journal(self, **options: Any) -> Journal:
+        return super().journal(native=False, **options)
+
+
+HARNESSES: list[type[Harness]] = [MemoryHarness, FileHarness, PlainFileHarness]
 
 
 def on_loop(

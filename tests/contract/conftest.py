@@ -7,7 +7,7 @@ import pytest
 from tests.contract.backends import HARNESSES, Harness
 
 
-@pytest.fixture(params=HARNESSES, ids=lambda kind: kind.name)
+@pytest.fixture(params=HARNESSES, ids=lambda kind: kind.__name__.removesuffix("Harness"))
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     made: Harness = request.param()
     yield made
