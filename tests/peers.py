@@ -302,18 +302,21 @@ def start_etcd(
     extra_args: Iterable[str] = (),
     *,
     program: str = "etcd",
+    scheme: str = "http",
     timeout: float = START_SECONDS_MAX,
 ) -> Process:
     """A one-member etcd with an empty data directory under `tmp_path`.
 
-    `program` is ``etcd`` or ``etcd-3.6``. Skips the test if it could not be had.
+    `program` is ``etcd`` or ``etcd-3.6``; `scheme` is that of its clients' URL. Skips the test if
+    it could not be had.
     """
     binary = require(program)
     base = _number(tmp_path, "etcd")
     extra = list(extra_args)
 
     def make(ports: list[int]) -> Process:
-        client, peer, metrics = (f"http://127.0.0.1:{port}" for port in ports)
+        _, peer, metrics = (f"http://127.0.0.1:{port}" for port in ports)
+        client = f"{scheme}://127.0.0.1:{ports[0]}"
         process = Process(
             program,
             [
@@ -353,18 +356,20 @@ def start_jotd(
     port: int | None = None,
     *,
     journal: str | None = None,
+    scheme: str = "http",
     env: Mapping[str, str] | None = None,
     timeout: float = START_SECONDS_MAX,
 ) -> Process:
     """``jotd serve`` on `data_dir`; on `port`, if one is given, else on any that is free.
 
-    The log is ``data_dir.log``, beside the data. Pass `journal` as ``file`` or ``memory``.
+    The log is ``data_dir.log``, beside the data. Pass `journal` as ``file`` or ``memory``,
+    and `scheme` as ``https`` for clients' URL along with the flags for TLS.
     """
     extra = [f"--journal={journal}"] if journal else []
     extra += extra_args
 
     def make(ports: list[int]) -> Process:
-        client, metrics = (f"http://127.0.0.1:{number}" for number in ports)
+        client, metrics = f"{scheme}://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
         process = Process(
             "jotd",
             [

@@ -124,9 +124,7 @@ def test_a_greeting_inside_of_tls_that_does_not_go_on_is_given_up(
     pki: Path, door: Any, opening: bytes
 ) -> None:
     async def main() -> None:
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", door.ports[0], ssl=context(pki)
-        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.ports[0], ssl=context(pki))
         writer.write(opening)
         await until(lambda: door.stats()["handshake_timeouts_total"] == 1)
         await until(lambda: door.stats()["connections_open"] == 0)
@@ -336,9 +334,7 @@ def test_the_end_of_an_answer_is_not_kept_back(pki: Path, tmp_path: Path) -> Non
                 with await asyncio.to_thread(
                     context(pki).wrap_socket, plain, server_hostname="localhost"
                 ) as sock:
-                    sock.sendall(
-                        http2.PREFACE + window + http2.call(1, b"/t.S/Big", b"%d" % size)
-                    )
+                    sock.sendall(http2.PREFACE + window + http2.call(1, b"/t.S/Big", b"%d" % size))
                     await until(lambda before=before: service.calls > before)  # type: ignore[misc]
                     # Nothing is read until the server can send no more.
                     sent = -1
