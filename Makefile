@@ -10,9 +10,14 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := $(VENV)/.native
-NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml *.pyi Cargo.lock src/*.rs \
+HAS_NATIVE := $(BIN)/python -c 'import jotd_native' 2>/dev/null
+NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml Cargo.lock src/*.rs \
     door/Cargo.toml door/src/*.rs load/Cargo.toml load/src/*.rs))
+
+# Where tests start servers; tests/unit/test_served.py holds it to be complete.
+SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport unit/test_served.py watch)
+pytest-on = echo 'test: servers run on --transport $(1)' && JOTD_TRANSPORT=$(1) $(BIN)/pytest
+
 PROTOS := $(wildcard proto/kvstore/pb/*.proto)
 
 TOOLS := .tools/bin
@@ -28,22 +33,33 @@ help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
 	    while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-install: $(STAMP) $(NATIVE) ## Make .venv with jotd and what its development needs
+install: $(STAMP) ## Make .venv with jotd (native where Rust is) and what development needs
 
-native: $(STAMP) ## Build the native front door (Rust) into .venv
+# The stamp may be from before there was Rust here.
+native: install ## Install, and insist on the native front door
 	@command -v $(CARGO) >/dev/null || { echo 'native: needs Rust: https://rustup.rs'; exit 1; }
-	@$(MAKE) $(NATIVE)
+	@$(HAS_NATIVE) || { rm $(STAMP) && $(MAKE) install && $(HAS_NATIVE); } || \
+	    { echo 'native: not built; the compiler says why: $(BIN)/pip install -v -e .'; exit 1; }
 
 run: install ## Install, then serve the etcd v3 API on 127.0.0.1:2379
 	@exec $(BIN)/jotd serve $(ARGS)
 
-# What cannot be built is named in the summary that pytest prints last.
+# Tests that start a server do so twice: the transport must not be observable. Both runs always
+# happen, each says which it is, and either fails the target. What cannot be built is named in the
+# summary that pytest prints last.
 test: install ## Install, build the peers where Go is at hand, run every test
 	@$(MAKE) tools || true
 	@if command -v $(CARGO) >/dev/null; then \
 	    cd native && nice -n 5 $(CARGO) test --quiet --workspace --exclude jotd_native; \
 	else echo 'test: no Rust here, so the tests of native/ do not run'; fi
-	$(BIN)/pytest $(ARGS)
+	@failed=; if $(HAS_NATIVE); then \
+	    $(call pytest-on,native) $(ARGS) || failed="$$failed native"; \
+	    $(call pytest-on,grpcio) $(if $(filter tests%,$(ARGS)),,$(SERVED)) $(ARGS) || failed="$$failed grpcio"; \
+	else \
+	    echo 'test: jotd_native is not installed, so nothing is tested on it'; \
+	    $(call pytest-on,grpcio) $(ARGS) || failed="$$failed grpcio"; \
+	fi; \
+	test -z "$$failed" || { echo "test: FAILED on:$$failed"; exit 1; }
 
 test-fast: install ## The tests that take a minute, with the peers that are there already
 	$(BIN)/pytest -m "not slow" $(ARGS)
@@ -83,24 +99,17 @@ bench: install ## Measure jotd, and compare it with etcd
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove what make has made, the data of `make run` excepted
-	rm -rf $(VENV) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tools build *.so dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(STAMP): pyproject.toml
+# Nice, as with Go below. pip says nothing of how the native part fared; `jotd version` does.
+$(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'jotd needs Python 3.11 or newer: make PYTHON=python3.x ...'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo 'install: building (with Rust the first time takes minutes)'
+	CARGO='$(CARGO)' nice -n 5 $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/jotd version
 	@touch $@
-
-# An own distribution, so that jotd itself installs without a compiler. Nice: see below.
-$(NATIVE): $(NATIVE_SOURCES) | $(STAMP)
-	@if command -v $(CARGO) >/dev/null; then \
-	    echo 'native: building the front door (the first time takes minutes)'; \
-	    nice -n 5 $(BIN)/pip install --quiet --disable-pip-version-check ./native && touch $@ || \
-	        echo 'native: the front door could not be built; grpcio serves'; \
-	else \
-	    echo 'native: no Rust here, so the native front door is not built; grpcio serves'; \
-	fi
 
 # $(call go-build,module directory,package[,-X settings])
 # -trimpath lets checkouts in different places share Go's build cache. Two at a time, and nice:

@@ -174,6 +174,7 @@ class _Server:
                     "fields": {
                         "name": config.name,
                         "transport": "native" if config.native else "grpcio",
+                        "transport-why": config.transport_why,
                         "clients": [str(url) for url in transport.bound],
                         "http": [str(url) for url in http.bound],
                     }

@@ -26,11 +26,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     for name in peers.COMPONENTS:
         found = peers.version(name)
         lines.append(f"{name}: {'.'.join(map(str, found)) if found else 'not found'}")
-    return [", ".join(lines)]
+    return [", ".join(lines), f"jotd is served by: {peers.transport()}"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A component that could not be had is named, with what went untested for the lack of it."""
+    """What served; and what could not be had, with what went untested for the lack of it."""
+    if peers.served:
+        terminalreporter.section("transports")
+        for name, count in sorted(peers.served.items()):
+            terminalreporter.line(f"servers started on {name}: {count}")
     skipped = Counter(
         found[1]
         for report in terminalreporter.stats.get("skipped", [])

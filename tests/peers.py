@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,9 @@ STOP_SECONDS_MAX = 20.0
 START_TRIES_MAX = 5
 
 _live: set[Process] = set()
+
+#: Starts of jotd in this run, by the transport that the server's log named.
+served: Counter[str] = Counter()
 
 
 class StartError(RuntimeError):
@@ -80,10 +84,20 @@ def require(name: str) -> Path:
     return path
 
 
+def has_native() -> bool:
+    return importlib.util.find_spec("jotd_native") is not None
+
+
 def require_native() -> None:
     """Skips the running test, as the summary will say, where the native front door is not built."""
-    if importlib.util.find_spec("jotd_native") is None:
+    if not has_native():
         pytest.skip(f"jotd_native{NOT_HAD}")
+
+
+def transport(environ: Mapping[str, str] = os.environ) -> str:
+    """What the servers of this run are served by, unless a test says otherwise."""
+    wanted = environ.get("JOTD_TRANSPORT", "auto")
+    return ("native" if has_native() else "grpcio") if wanted == "auto" else wanted
 
 
 def version(name: str) -> tuple[int, ...] | None:
@@ -202,6 +216,19 @@ class Process:
                 self.kill9()
                 raise StartError(f"{self.name} not ready in {timeout} s\n{self._log_end()}")
             time.sleep(0.05)
+        if self.name == "jotd":
+            self._check_transport()
+
+    def _check_transport(self) -> None:
+        """A run that is about one transport must not quietly be served by the other."""
+        found = re.search(r'"transport": "(\w+)"', self.log_text())
+        named = found[1] if found else "nothing that the log names"
+        served[named] += 1
+        chosen = any(word.startswith("--transport") for word in self.argv)
+        wanted = transport(self._env)
+        if not chosen and named != wanted:
+            self.kill9()
+            raise AssertionError(f"jotd is served by {named}, and should be by {wanted}")
 
     def stop(self, timeout: float = STOP_SECONDS_MAX) -> int | None:
         """SIGTERM, then SIGKILL if that does not end it in time. Returns the exit status."""
@@ -275,18 +302,21 @@ def start_etcd(
     extra_args: Iterable[str] = (),
     *,
     program: str = "etcd",
+    scheme: str = "http",
     timeout: float = START_SECONDS_MAX,
 ) -> Process:
     """A one-member etcd with an empty data directory under `tmp_path`.
 
-    `program` is ``etcd`` or ``etcd-3.6``. Skips the test if it could not be had.
+    `program` is ``etcd`` or ``etcd-3.6``; `scheme` is that of its clients' URL. Skips the test if
+    it could not be had.
     """
     binary = require(program)
     base = _number(tmp_path, "etcd")
     extra = list(extra_args)
 
     def make(ports: list[int]) -> Process:
-        client, peer, metrics = (f"http://127.0.0.1:{port}" for port in ports)
+        _, peer, metrics = (f"http://127.0.0.1:{port}" for port in ports)
+        client = f"{scheme}://127.0.0.1:{ports[0]}"
         process = Process(
             program,
             [
@@ -326,18 +356,20 @@ def start_jotd(
     port: int | None = None,
     *,
     journal: str | None = None,
+    scheme: str = "http",
     env: Mapping[str, str] | None = None,
     timeout: float = START_SECONDS_MAX,
 ) -> Process:
     """``jotd serve`` on `data_dir`; on `port`, if one is given, else on any that is free.
 
-    The log is ``data_dir.log``, beside the data. Pass `journal` as ``file`` or ``memory``.
+    The log is ``data_dir.log``, beside the data. Pass `journal` as ``file`` or ``memory``,
+    and `scheme` as ``https`` for clients' URL along with the flags for TLS.
     """
     extra = [f"--journal={journal}"] if journal else []
     extra += extra_args
 
     def make(ports: list[int]) -> Process:
-        client, metrics = (f"http://127.0.0.1:{number}" for number in ports)
+        client, metrics = f"{scheme}://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
         process = Process(
             "jotd",
             [

@@ -49,6 +49,8 @@ class ServeConfig:
     transport: TransportOptions
     native: bool
     """Whether the native front door serves, and not grpcio."""
+    transport_why: str
+    """Why that one, for the log."""
     http_urls: tuple[ListenUrl, ...]
     advertise_client_urls: tuple[str, ...]
     quota_bytes: int | None
@@ -77,14 +79,25 @@ def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig
     return None if parsed.help else _build(parsed)
 
 
+def choose_transport(wanted: str) -> tuple[bool, str]:
+    """Whether the native front door serves, and why. `wanted`: what --transport says.
+
+    Raises UsageError if it is asked for and not there.
+    """
+    if wanted == "grpcio":
+        return False, "--transport grpcio"
+    if importlib.util.find_spec(NATIVE_MODULE) is not None:
+        return True, "it is installed" if wanted == "auto" else "--transport native"
+    why = "the native front door is not installed (pip builds it where Rust is at hand)"
+    if wanted == "native":
+        raise UsageError(f"--transport native: {why}")
+    return False, why
+
+
 def _build(parsed: Parsed) -> ServeConfig:
     v = parsed.values
     warnings = list(parsed.warnings)
-    native = importlib.util.find_spec(NATIVE_MODULE) is not None
-    if v["transport"] == "native" and not native:
-        raise UsageError(
-            "--transport native: the native front door is not installed; `make native` builds it"
-        )
+    native, transport_why = choose_transport(v["transport"])
     if v["max-request-bytes"] > REQUEST_ADVISED_BYTES:
         warnings.append(
             f"--max-request-bytes {v['max-request-bytes']} exceeds the recommended "
@@ -114,7 +127,8 @@ def _build(parsed: Parsed) -> ServeConfig:
             keepalive_interval_s=v["grpc-keepalive-interval"],
             keepalive_timeout_s=v["grpc-keepalive-timeout"],
         ),
-        native=native and v["transport"] != "grpcio",
+        native=native,
+        transport_why=transport_why,
         http_urls=http_urls,
         advertise_client_urls=advertised,
         quota_bytes=None if quota < 0 else quota or QUOTA_DEFAULT_BYTES,

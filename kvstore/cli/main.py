@@ -59,11 +59,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _version() -> int:
+    from kvstore.cli.config import choose_transport
     from kvstore.version import ETCD_VERSION
 
+    native, why = choose_transport("auto")
     print(f"jotd {metadata.version('jotd')}")
     print(f"etcd API {ETCD_VERSION}")
     print(f"Python {sys.version.split()[0]}")
+    print(f"transport {'native' if native else 'grpcio'}: {why}")
     return 0
 
 

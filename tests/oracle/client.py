@@ -101,6 +101,10 @@ class Client:
         self.channel = grpc.insecure_channel(endpoint, options=_OPTIONS)
         self._stubs: dict[str, Any] = {}
 
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rsplit(":", 1)[1])
+
     def close(self) -> None:
         self.channel.close()
 

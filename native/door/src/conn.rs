@@ -310,7 +310,7 @@ async fn last_words(world: &World, conn: &Conn) {
     poll_fn(|cx| {
         let mut wire = wire.borrow_mut();
         wire.flush(cx);
-        if wire.unsent() == 0 || wire.is_broken() { Poll::Ready(()) } else { Poll::Pending }
+        if wire.is_sent() || wire.is_broken() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
     if wire.borrow().is_broken() {

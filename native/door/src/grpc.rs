@@ -20,6 +20,7 @@ pub struct Status {
 pub mod code {
     #![allow(missing_docs)]
     pub const OK: u8 = 0;
+    pub const UNKNOWN: u8 = 2;
     pub const INVALID_ARGUMENT: u8 = 3;
     pub const DEADLINE_EXCEEDED: u8 = 4;
     pub const RESOURCE_EXHAUSTED: u8 = 8;
@@ -43,17 +44,21 @@ impl Status {
     }
 }
 
-/// The call ended without a request.
+/// A unary call ended without a request. grpc-go has no words of its own for it.
+pub const NO_REQUEST_UNARY: Status = Status::fixed(code::UNKNOWN, "EOF");
+/// A unary call ended inside of its request.
+pub const CUT_SHORT_UNARY: Status = Status::fixed(code::UNKNOWN, "unexpected EOF");
+/// A stream that wants one request ended without it.
 pub const NO_REQUEST: Status = Status::fixed(
     code::INTERNAL,
     "cardinality violation: received no request message from non-client-streaming RPC",
 );
-/// The call carries more than its one request.
+/// Such a stream carries more than its one request.
 pub const MANY_REQUESTS: Status = Status::fixed(
     code::INTERNAL,
     "cardinality violation: received multiple request messages for non-client-streaming RPC",
 );
-/// The body ended inside of a message.
+/// A stream ended inside of a message.
 pub const CUT_SHORT: Status = Status::fixed(code::INTERNAL, "unexpected EOF");
 /// What grpc-go makes of a context whose time is up.
 pub const DEADLINE: Status = Status::fixed(code::DEADLINE_EXCEEDED, "context deadline exceeded");
@@ -149,9 +154,10 @@ impl Decoder {
         Some(head)
     }
 
-    /// True between two messages: the body may end here.
-    pub fn is_between(&self) -> bool {
-        self.want.is_none() && self.head.is_empty()
+    /// True behind a prefix and before the end of its message. Half a prefix is nothing, as for
+    /// grpc-go.
+    pub fn is_inside(&self) -> bool {
+        self.want.is_some()
     }
 
     /// Bytes of an unfinished message that are kept.
@@ -241,7 +247,7 @@ mod tests {
             for part in body.chunks(step) {
                 decoder.push(Bytes::copy_from_slice(part), 300, &mut out).unwrap();
             }
-            assert!(decoder.is_between());
+            assert!(!decoder.is_inside());
             assert_eq!(out, messages, "cut every {step} bytes");
         }
     }
@@ -266,7 +272,7 @@ mod tests {
         let head = Bytes::copy_from_slice(&prefix(1 << 30).unwrap());
         decoder.push(head, 1 << 31, &mut Vec::new()).unwrap();
         assert!(decoder.body.capacity() <= FIRST_BUFFER_BYTES);
-        assert!(!decoder.is_between());
+        assert!(decoder.is_inside());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
 use tokio::sync::oneshot;
 
@@ -66,8 +67,11 @@ struct Reading {
 
 enum What {
     Unary,
-    Stream {
-        one_request: bool,
+    ServerStream {
+        /// Handed over when the client has said that it was all, as in grpc-go.
+        request: Option<Bytes>,
+    },
+    BidiStream {
         /// There was no room to answer into, so the client is not read from.
         paused: bool,
     },
@@ -83,6 +87,8 @@ enum Read {
     Waiting,
     /// A unary request is complete.
     Call(Bytes),
+    /// The one request of a stream is complete.
+    Request(Bytes),
     /// An HTTP request is complete.
     Http(Box<HttpRequest>),
     /// The client has said everything.
@@ -175,8 +181,10 @@ impl World {
                 return;
             }
         };
-        let Some(&(method, kind)) = self.methods.get(head.uri.path()) else {
-            let path = head.uri.path().to_owned();
+        // With its query, if it has one: gRPC knows of none.
+        let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+        let Some(&(method, kind)) = self.methods.get(path) else {
+            let path = path.to_owned();
             let meta = self.meta(conn, 0, HeaderMap::new());
             let key = self.insert(conn, stream, meta, respond, timeout);
             self.event(Event::Unknown { key, path });
@@ -185,8 +193,8 @@ impl World {
         let meta = self.meta(conn, method, head.headers);
         let what = match kind {
             Kind::Unary => What::Unary,
-            Kind::ServerStream => What::Stream { one_request: true, paused: false },
-            Kind::BidiStream => What::Stream { one_request: false, paused: false },
+            Kind::ServerStream => What::ServerStream { request: None },
+            Kind::BidiStream => What::BidiStream { paused: false },
         };
         self.open(conn, stream, meta, respond, body, what, timeout);
     }
@@ -246,7 +254,7 @@ impl World {
         what: What,
         timeout_ms: Option<u64>,
     ) {
-        let is_stream = matches!(what, What::Stream { .. });
+        let is_stream = matches!(what, What::ServerStream { .. } | What::BidiStream { .. });
         let key = self.insert(conn, stream, Arc::clone(&meta), respond, timeout_ms);
         if let Some(entry) = self.live.borrow_mut().get_mut(index_of(key)) {
             let decoder = Decoder::default();
@@ -357,6 +365,10 @@ impl World {
                     self.calls.borrow_mut().push(InCall { key, meta, request });
                 }
             }
+            Read::Request(message) => {
+                self.event(Event::Messages { key, messages: vec![message], credit: 0 });
+                self.event(Event::HalfClosed { key });
+            }
             Read::Http(request) => {
                 Stats::count(&self.core.stats.http_total);
                 self.event(Event::Http { key, request });
@@ -389,7 +401,7 @@ impl World {
         let Reading { body, decoder, held, what } = reading;
         let mut messages = Vec::new();
         loop {
-            if let What::Stream { paused, .. } = what {
+            if let What::BidiStream { paused } = what {
                 *paused = room.as_ref().is_some_and(|room| room.is_full());
                 if *paused {
                     return Read::Waiting;
@@ -422,50 +434,38 @@ impl World {
                 }
                 continue;
             }
-            if let Err(status) = decoder.push(data, limit, &mut messages) {
+            let pushed = decoder.push(data, limit, &mut messages);
+            if matches!(what, What::Unary)
+                && let Some(message) = messages.drain(..).next()
+            {
+                // grpc-go looks at nothing behind the first message.
+                let _ = body.flow_control().release_capacity(came);
+                return Read::Call(message);
+            }
+            if let Err(status) = pushed {
                 return Read::Refused(status);
             }
-            if !self.hold(held, decoder.held_bytes()) {
+            let mut kept = decoder.held_bytes();
+            if let What::ServerStream { request } = what {
+                for message in messages.drain(..) {
+                    if request.replace(message).is_some() {
+                        return Read::Refused(grpc::MANY_REQUESTS);
+                    }
+                }
+                kept += request.as_ref().map_or(0, Bytes::len);
+            }
+            if !self.hold(held, kept) {
                 Stats::count(&self.core.stats.held_refused_total);
                 return Read::Refused(Status::fixed(
                     code::RESOURCE_EXHAUSTED,
                     "etcdserver: too many requests",
                 ));
             }
-            match what {
-                What::Unary => {
-                    // Nothing below can wait for more of this body than its message.
-                    let _ = body.flow_control().release_capacity(came);
-                    let mut messages = messages.drain(..);
-                    match (messages.next(), messages.next()) {
-                        (Some(message), None) if decoder.is_between() => {
-                            return Read::Call(message);
-                        }
-                        (None, _) => {}
-                        _ => return Read::Refused(grpc::MANY_REQUESTS),
-                    }
-                }
-                What::Stream { one_request: true, .. } => {
-                    let _ = body.flow_control().release_capacity(came);
-                    let mut messages = messages.drain(..);
-                    match (messages.next(), messages.next()) {
-                        (Some(message), None) if decoder.is_between() => {
-                            let messages = vec![message];
-                            self.event(Event::Messages { key, messages, credit: 0 });
-                            return Read::HalfClosed;
-                        }
-                        (None, _) => {}
-                        _ => return Read::Refused(grpc::MANY_REQUESTS),
-                    }
-                }
-                What::Stream { .. } if messages.is_empty() => {
-                    let _ = body.flow_control().release_capacity(came);
-                }
-                What::Stream { .. } => {
-                    let messages = std::mem::take(&mut messages);
-                    self.event(Event::Messages { key, messages, credit: came });
-                }
-                What::Http { .. } => {}
+            if messages.is_empty() {
+                let _ = body.flow_control().release_capacity(came);
+            } else {
+                let messages = std::mem::take(&mut messages);
+                self.event(Event::Messages { key, messages, credit: came });
             }
         }
     }
@@ -687,7 +687,7 @@ impl World {
             let sent = self.pump_entry(key, entry);
             let resumed = matches!(
                 entry.reading.as_deref(),
-                Some(Reading { what: What::Stream { paused: true, .. }, .. })
+                Some(Reading { what: What::BidiStream { paused: true }, .. })
             ) && entry.room.as_ref().is_some_and(|room| !room.is_full());
             (sent, resumed)
         };
@@ -841,9 +841,14 @@ fn ended(decoder: &Decoder, what: &mut What, conn: &Conn) -> Read {
             body: std::mem::take(collected).freeze(),
             peer: Arc::clone(&conn.peer),
         })),
-        _ if !decoder.is_between() => Read::Refused(grpc::CUT_SHORT),
-        What::Unary | What::Stream { one_request: true, .. } => Read::Refused(grpc::NO_REQUEST),
-        What::Stream { .. } => Read::HalfClosed,
+        What::Unary if decoder.is_inside() => Read::Refused(grpc::CUT_SHORT_UNARY),
+        What::Unary => Read::Refused(grpc::NO_REQUEST_UNARY),
+        _ if decoder.is_inside() => Read::Refused(grpc::CUT_SHORT),
+        What::ServerStream { request } => match request.take() {
+            Some(request) => Read::Request(request),
+            None => Read::Refused(grpc::NO_REQUEST),
+        },
+        What::BidiStream { .. } => Read::HalfClosed,
     }
 }
 

@@ -294,7 +294,7 @@ async fn tick(world: Rc<World>) {
         if world.draining.get() {
             let gone = world.conns.borrow().is_empty();
             let idle = world.live.borrow().is_empty()
-                && world.conns.borrow().iter().all(|(_, conn)| conn.wire.borrow().unsent() == 0);
+                && world.conns.borrow().iter().all(|(_, conn)| conn.wire.borrow().is_sent());
             if !idle {
                 idle_since.set(None);
             } else if gone || now_ms - idle_since.get().unwrap_or(now_ms) >= DRAINED_MS {

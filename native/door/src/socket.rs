@@ -15,6 +15,16 @@ pub(crate) enum Socket {
     Tls(Box<TlsStream<Socket>>),
 }
 
+impl Socket {
+    /// True while bytes that were written have not reached the kernel: TLS keeps some of its own.
+    pub fn keeps_back(&self) -> bool {
+        match self {
+            Socket::Tls(tls) => tls.get_ref().1.wants_write(),
+            Socket::Tcp(_) | Socket::Unix(_) => false,
+        }
+    }
+}
+
 macro_rules! each {
     ($self:ident, $inner:ident => $call:expr) => {
         match $self.get_mut() {

@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -32,8 +32,10 @@ fn certificates(pem: &[u8], what: &str) -> io::Result<Vec<CertificateDer<'static
 pub(crate) fn acceptor(tls: &Tls) -> io::Result<TlsAcceptor> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = certificates(&tls.cert, "the certificate file")?;
-    let key = PrivateKeyDer::from_pem_slice(&tls.key)
-        .map_err(|why| invalid(format!("the key file: {why}")))?;
+    let key = PrivateKeyDer::from_pem_slice(&tls.key).map_err(|why| match why {
+        pem::Error::NoItemsFound => invalid("the key file: there is no key in it"),
+        why => invalid(format!("the key file: {why}")),
+    })?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(invalid)?;
@@ -50,9 +52,12 @@ pub(crate) fn acceptor(tls: &Tls) -> io::Result<TlsAcceptor> {
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|why| invalid(format!("the certificate and its key: {why}")))?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|why| match why {
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            invalid("the certificate and its key do not belong together")
+        }
+        why => invalid(format!("the certificate and its key: {why}")),
+    })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -65,7 +70,8 @@ pub(crate) fn names(stream: &TlsStream<Socket>, peer: &mut Peer) {
     peer.common_name = certificate
         .subject()
         .iter_common_name()
-        .next()
+        // Of several the last, as Go reads them.
+        .last()
         .and_then(|name| name.as_str().ok())
         .map(str::to_owned);
     peer.certificate_names.extend(peer.common_name.clone());

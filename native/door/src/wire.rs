@@ -166,6 +166,11 @@ impl Wire {
         self.out.len() - self.out_at
     }
 
+    /// True once the peer's kernel, or ours, has everything that h2 wrote.
+    pub fn is_sent(&self) -> bool {
+        self.unsent() == 0 && !self.socket.keeps_back()
+    }
+
     /// True while the socket does not take what h2 has written; the task is woken when it does.
     pub fn is_congested(&mut self, cx: &mut Context<'_>) -> bool {
         if self.unsent() >= OUT_BYTES_MAX {
@@ -197,13 +202,11 @@ impl Wire {
                 }
             }
         }
-        if !self.out.is_empty() {
-            // TLS keeps the end of a record until it is asked for it.
-            if let Socket::Tls(tls) = &mut self.socket
-                && let Poll::Ready(Err(_)) = Pin::new(tls.as_mut()).poll_flush(cx)
-            {
-                self.failed = true;
-            }
+        // TLS may have taken more than its socket: in this turn or in an earlier one.
+        if self.socket.keeps_back()
+            && let Poll::Ready(Err(_)) = Pin::new(&mut self.socket).poll_flush(cx)
+        {
+            self.failed = true;
         }
         self.out_at = 0;
         give_back(&self.world, &mut self.out);

@@ -240,6 +240,7 @@ def test_the_transport_is_native_where_it_can_be(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
     assert not config("--transport=grpcio").native
     assert config("--transport=auto").native is installed
+    assert ("not installed" in config().transport_why) is not installed
     if installed:
         assert config("--transport=native").native
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -39,6 +40,7 @@ def test_versions() -> None:
         assert done.returncode == 0
         assert done.stdout.startswith("jotd ")
         assert "etcd API 3.7" in done.stdout
+        assert re.search(r"^transport (native: it is|grpcio: .* not) installed", done.stdout, re.M)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import subprocess
 from pathlib import Path
 
 import grpc
@@ -17,31 +16,14 @@ from tests.peers import (
     StartError,
     free_ports,
     jotd_command,
-    require,
     require_native,
 )
-
-
-def _openssl(*argv: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, argv)], check=True, capture_output=True, timeout=60)
+from tests.pki import make_pki
 
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with ca, server and client, each as .crt and .key."""
-    require("openssl")
-    place = tmp_path_factory.mktemp("pki")
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    ca_key, ca = place / "ca.key", place / "ca.crt"
-    _openssl("req", "-x509", *new_key, "-keyout", ca_key, "-out", ca, "-subj", "/CN=ca")
-    for name in ("server", "client"):
-        key, request, cert = (place / f"{name}.{end}" for end in ("key", "csr", "crt"))
-        _openssl("req", *new_key, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
-        names = place / "names"
-        names.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        signing = ("-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-extfile", names)
-        _openssl("x509", "-req", "-in", request, *signing, "-out", cert)
-    return place
+    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.mark.parametrize("transport", ["grpcio", "native"])
