@@ -11,12 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAS_NATIVE := $(BIN)/python -c 'import jotd_native' 2>/dev/null
+COMPILED_SOURCES := $(shell sed -n 's,^    "\([a-z/_]*\.py\)"\,$$,\1,p' setup.py)
 NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml Cargo.lock src/*.rs \
     door/Cargo.toml door/src/*.rs load/Cargo.toml load/src/*.rs))
 
 # Where tests start servers; tests/unit/test_served.py holds it to be complete.
 SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport unit/test_served.py watch)
-pytest-on = echo 'test: servers run on --transport $(1)' && JOTD_TRANSPORT=$(1) $(BIN)/pytest
+pytest-on = echo 'test: servers run on --transport $(1)$(if $(2), from $(2))' && \
+    JOTD_TRANSPORT=$(1) JOTD_PURE_PYTHON=$(if $(2),1) $(BIN)/pytest
 
 PROTOS := $(wildcard proto/kvstore/pb/*.proto)
 
@@ -44,7 +46,8 @@ native: install ## Install, and insist on the native front door
 run: install ## Install, then serve the etcd v3 API on 127.0.0.1:2379
 	@exec $(BIN)/jotd serve $(ARGS)
 
-# Tests that start a server do so twice: the transport must not be observable. Both runs always
+# Tests that start a server do so twice, with all that is native and with nothing that is: that must
+# not be observable. What runs in the tests' own process always runs from the sources. Both runs
 # happen, each says which it is, and either fails the target. What cannot be built is named in the
 # summary that pytest prints last.
 test: install ## Install, build the peers where Go is at hand, run every test
@@ -54,7 +57,8 @@ test: install ## Install, build the peers where Go is at hand, run every test
 	else echo 'test: no Rust here, so the tests of native/ do not run'; fi
 	@failed=; if $(HAS_NATIVE); then \
 	    $(call pytest-on,native) $(ARGS) || failed="$$failed native"; \
-	    $(call pytest-on,grpcio) $(if $(filter tests%,$(ARGS)),,$(SERVED)) $(ARGS) || failed="$$failed grpcio"; \
+	    $(call pytest-on,grpcio,the sources) $(if $(filter tests%,$(ARGS)),,$(SERVED)) $(ARGS) || \
+	        failed="$$failed grpcio"; \
 	else \
 	    echo 'test: jotd_native is not installed, so nothing is tested on it'; \
 	    $(call pytest-on,grpcio) $(ARGS) || failed="$$failed grpcio"; \

@@ -34,6 +34,7 @@ from kvstore.node.autocompact import AutoCompaction, ByRevision, Never, Periodic
 from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import health_pb2, rpc_pb2
 from kvstore.runtime.collector import CollectorPolicy
+from kvstore.runtime.sources import is_compiled
 from kvstore.stats import NodeStats
 from kvstore.transport.seam import Kind, Transport
 from partitioner import table as partitions
@@ -175,6 +176,7 @@ class _Server:
                         "name": config.name,
                         "transport": "native" if config.native else "grpcio",
                         "transport-why": config.transport_why,
+                        "compiled": is_compiled(),
                         "clients": [str(url) for url in transport.bound],
                         "http": [str(url) for url in http.bound],
                     }

@@ -10,7 +10,12 @@ from types import FrameType
 
 import pytest
 
+from kvstore.runtime import sources
 from tests import peers
+
+# What runs in the tests' own process is driven with doubles and smaller limits, which compiled
+# code does not take. Servers are processes of their own and run what is installed.
+sources.prefer_sources()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,7 +31,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     for name in peers.COMPONENTS:
         found = peers.version(name)
         lines.append(f"{name}: {'.'.join(map(str, found)) if found else 'not found'}")
-    return [", ".join(lines), f"jotd is served by: {peers.transport()}"]
+    form = "compiled" if peers.runs_compiled() else "interpreted"
+    return [", ".join(lines), f"jotd is served by: {peers.transport()}, {form}"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

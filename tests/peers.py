@@ -30,6 +30,8 @@ from types import TracebackType
 
 import pytest
 
+from kvstore.runtime import sources
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".tools" / "bin"
 
@@ -98,6 +100,13 @@ def transport(environ: Mapping[str, str] = os.environ) -> str:
     """What the servers of this run are served by, unless a test says otherwise."""
     wanted = environ.get("JOTD_TRANSPORT", "auto")
     return ("native" if has_native() else "grpcio") if wanted == "auto" else wanted
+
+
+def runs_compiled(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the servers of this run have their hot modules compiled."""
+    # Not `sources.is_compiled`: this process prefers the sources.
+    compiled = list((ROOT / "kvstore" / "mvcc").glob("view.*.so"))
+    return bool(compiled) and not environ.get(sources.VARIABLE)
 
 
 def version(name: str) -> tuple[int, ...] | None:
@@ -217,11 +226,15 @@ class Process:
                 raise StartError(f"{self.name} not ready in {timeout} s\n{self._log_end()}")
             time.sleep(0.05)
         if self.name == "jotd":
-            self._check_transport()
+            self._check_form()
 
-    def _check_transport(self) -> None:
-        """A run that is about one transport must not quietly be served by the other."""
-        found = re.search(r'"transport": "(\w+)"', self.log_text())
+    def _check_form(self) -> None:
+        """A run that is about one transport must not quietly be served by the other.
+
+        The same for compiled and interpreted modules.
+        """
+        text = self.log_text()
+        found = re.search(r'"transport": "(\w+)"', text)
         named = found[1] if found else "nothing that the log names"
         served[named] += 1
         chosen = any(word.startswith("--transport") for word in self.argv)
@@ -229,6 +242,10 @@ class Process:
         if not chosen and named != wanted:
             self.kill9()
             raise AssertionError(f"jotd is served by {named}, and should be by {wanted}")
+        compiled = '"compiled": true' in text
+        if compiled != runs_compiled(self._env):
+            self.kill9()
+            raise AssertionError(f"jotd is {'' if compiled else 'not '}compiled")
 
     def stop(self, timeout: float = STOP_SECONDS_MAX) -> int | None:
         """SIGTERM, then SIGKILL if that does not end it in time. Returns the exit status."""

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _version() -> int:
     from kvstore.cli.config import choose_transport
+    from kvstore.runtime.sources import is_compiled
     from kvstore.version import ETCD_VERSION
 
     native, why = choose_transport("auto")
@@ -67,6 +68,7 @@ def _version() -> int:
     print(f"etcd API {ETCD_VERSION}")
     print(f"Python {sys.version.split()[0]}")
     print(f"transport {'native' if native else 'grpcio'}: {why}")
+    print(f"hot modules {'compiled' if is_compiled() else 'interpreted'}")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""What the process as a whole is set to: the garbage collector's policy."""
+"""What the process as a whole is set to: the collector's policy, compiled or interpreted."""

@@ -40,6 +40,7 @@ def test_versions() -> None:
         assert done.returncode == 0
         assert done.stdout.startswith("jotd ")
         assert "etcd API 3.7" in done.stdout
+        assert re.search(r"^hot modules (compiled|interpreted)$", done.stdout, re.M)
         assert re.search(r"^transport (native: it is|grpcio: .* not) installed", done.stdout, re.M)
 
 
