@@ -70,6 +70,11 @@ def event_cpu_us(report: Report) -> float:
     return cpu_us(report) * float(report["requests"]) / max(float(report["events"]), 1.0)
 
 
+def event_rate(report: Report) -> float:
+    """Events that watchers received a second."""
+    return float(report["event_rate"])
+
+
 def memory_mib(report: Report) -> float:
     """The server's resident memory at the end of the run."""
     return float(report["server"]["memory_bytes"]) / 2**20
@@ -188,7 +193,18 @@ CLIENTS = tuple(
 )
 
 #: Measured only when it is asked for by name.
-FURTHER = (kube(10_000),)
+FURTHER = (
+    kube(10_000),
+    Scenario(
+        "watch-busy",
+        "100 watchers of one prefix, puts 64 at once",
+        {"scenario": "watch", "conns": 8, "watchers": 100, "concurrency": 64, "value-bytes": 512},
+        (
+            Figure("events a second", event_rate, "{:,.0f}"),
+            Figure("server CPU an event, us", event_cpu_us, "{:,.2f}"),
+        ),
+    ),
+)
 
 #: Those that can be had for another number of nodes, by name.
 SIZED = {"renew": renew, "kube": kube}
