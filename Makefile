@@ -51,7 +51,7 @@ test-fast: install ## The tests that take a minute, with the peers that are ther
 lint: install ## Check style, types, and that the generated modules are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict kvstore journal partitioner
+	$(BIN)/mypy --strict kvstore journal partitioner bench
 	@if command -v $(CARGO) >/dev/null; then cd native && $(CARGO) fmt --check && \
 	    nice -n 5 $(CARGO) clippy --quiet --workspace --all-targets -- -D warnings; \
 	else echo 'lint: no Rust here, so native/ is not checked'; fi

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import signal
 import sys
@@ -95,6 +97,35 @@ def test_tls_is_refused_rather_than_tried(capsys: pytest.CaptureFixture[str]) ->
 )
 def test_durations_are_shown_in_the_unit_that_fits(us: float, text: str) -> None:
     assert bench.duration(us) == text
+
+
+def test_there_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with bench._progress("txn") as progress:
+        progress(12_345, 0.5)
+    for text in ("txn", "50%", "12,345 done"):
+        assert text in terminal.getvalue()
+
+
+def test_an_interrupt_ends_it(
+    server: Process, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(done: int, part: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "_progress", lambda name: contextlib.nullcontext(interrupt))
+    # Longer than a test may take.
+    assert bench.main(["put", f"--endpoints={server.endpoint}", "--duration=3600"]) == 1
+    assert "ended before it was done" in capsys.readouterr().err
 
 
 def test_puts_are_shown_for_a_person(server: Process, capsys: pytest.CaptureFixture[str]) -> None:
