@@ -232,6 +232,10 @@ def text(report: Mapping[str, Any]) -> str:
         lines.append(_line("conflicts", f"{report['conflicts']:,} found another revision"))
     if report["dropped"]:
         lines.append(_line("dropped", f"{report['dropped']:,} were due and never begun"))
+    if report["unfinished"]:
+        lines.append(
+            _line("unfinished", f"{report['unfinished']:,} were due and not done at the end")
+        )
     errors = report["errors"].items()
     lines += [_line("errors", f"{count:,} x {error}") for error, count in errors]
     if not errors:

@@ -227,7 +227,7 @@ impl<'a> Driver<'a> {
                 if measuring {
                     before = received(&self.conns);
                 } else {
-                    self.work.found.received = received(&self.conns) - before;
+                    self.work.measured(received(&self.conns) - before);
                 }
             }
             let patience = self.work.begin(&mut self.conns);
@@ -237,7 +237,7 @@ impl<'a> Driver<'a> {
             reported = done;
         }
         if self.work.measuring {
-            self.work.found.received = received(&self.conns) - before;
+            self.work.measured(received(&self.conns) - before);
         }
         self.work.measuring = false;
         self.work.stopping = true;
@@ -293,6 +293,14 @@ impl Work<'_> {
             let (token, path) = (WATCH_TOKEN + at as u64, PATHS[method::WATCH]);
             let conn = &mut conns[at % count];
             conn.call(token, method::WATCH, path, &WATCH_METADATA, request, false);
+        }
+    }
+
+    /// The time that is measured is over, and so many bytes were received in it.
+    fn measured(&mut self, received: u64) {
+        self.found.received = received;
+        if self.interval_ns > 0 {
+            self.found.unfinished = (self.backlog.len() + self.under_way) as u64;
         }
     }
 

@@ -14,6 +14,9 @@
 //! | events | 3 % of renewals, a lease for 1,000 of them | an assumption; the recording and kube-apiserver's default |
 //! | watch streams | each apiserver watches each resource once, but not events | the recording |
 //! | lists | each of five apiservers lists each resource every 5 minutes, 500 objects a page | an assumption; the page size of client-go's pager |
+//!
+//! Left out: progress requests, which an apiserver makes while a consistent read waits for its cache,
+//! and reads of single objects.
 
 use crate::objects::{Objects, Relists};
 use crate::options::Options;

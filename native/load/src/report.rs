@@ -25,6 +25,9 @@ pub struct Report {
     pub conflicts: u64,
     /// Units that were due and never begun.
     pub dropped: u64,
+    /// With a rate: units that were due and not done when the time was over. Many of them say that
+    /// the rate was not held; their latencies, which would be the longest, are in no number here.
+    pub unfinished: u64,
     /// Megabytes received a second.
     pub received_mb_s: f64,
     /// All latencies.
@@ -59,6 +62,7 @@ pub(crate) struct Found {
     pub errors: BTreeMap<String, u64>,
     pub conflicts: u64,
     pub dropped: u64,
+    pub unfinished: u64,
     pub events: u64,
     pub received: u64,
 }
@@ -76,6 +80,7 @@ impl Found {
         }
         self.conflicts += other.conflicts;
         self.dropped += other.dropped;
+        self.unfinished += other.unfinished;
         self.events += other.events;
         self.received += other.received;
     }
@@ -91,6 +96,7 @@ impl Found {
             errors: self.errors,
             conflicts: self.conflicts,
             dropped: self.dropped,
+            unfinished: self.unfinished,
             received_mb_s: self.received as f64 / seconds / 1e6,
             latency: self.all.summary(),
             classes: if self.classes.len() > 1 {

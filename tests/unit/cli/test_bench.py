@@ -191,6 +191,15 @@ def test_renewals_take_up_where_an_earlier_run_has_ended(
         assert (report["conflicts"], report["classes"]) == (0, {})
 
 
+def test_what_was_due_and_not_done_is_told(
+    server: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["put", "--rate=1000000", "--concurrency=2", "--duration=0.3", "--prefix=/late/"]
+    report = run(server, capsys, *words)
+    assert report["unfinished"] > report["requests"] > 0
+    assert "were due and not done" in bench.text(report)
+
+
 @pytest.mark.slow
 def test_an_open_loop_charges_a_stalled_server_for_all_that_had_to_wait(
     tmp_path: Path,
