@@ -121,6 +121,9 @@ def measure(
                 report = load(server, options)
             for text, count in report["errors"].items():
                 tell(f"{server.name} {scenario.name}: {count} x {text}")
+            late = report.get("unfinished", 0)
+            if late > report["requests"] / 100:
+                tell(f"{server.name} {scenario.name}: {late:,} were due and not done at the end")
             runs.append(Run(scenario.name, server.name, number, report))
         versions = {server.name: server.version for server in servers}
     shutil.rmtree(place, ignore_errors=True)
