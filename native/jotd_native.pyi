@@ -181,6 +181,7 @@ def load(options: str, progress: Callable[[int, float], object] | None = None) -
 
     `options`: a JSON object with the names that ``jotd-loadgen --help`` lists (native/load);
     returns the report, JSON too. `progress` is told a few times a second the units of work done,
-    and the part of the time that is over; what it raises ends the run and is raised here. Raises
+    and the part of the time that is over (none while keys are written for the load, or all there is
+    to tell of a fill); what it raises ends the run and is raised here. Raises
     ValueError for options that make no sense, RuntimeError when the load cannot be made.
     """

@@ -18,6 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] == "serve":
         # Go's flag syntax, which argparse cannot read.
         return _serve(words[1:])
+    if words and words[0] == "bench":
+        from kvstore.cli import bench
+
+        return bench.main(words[1:])
     parser = _parser()
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
         parser.error(f"{words[0]} comes after a command: jotd serve {' '.join(words)}")
@@ -41,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="show versions")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve the etcd v3 API; jotd serve --help lists its flags")
+    commands.add_parser(
+        "bench", help="make load on etcd v3 endpoints; jotd bench --help lists its options"
+    )
     commands.add_parser("version", help="show versions")
     journal = commands.add_parser("journal", help="look at a journal that no server has open")
     actions = journal.add_subparsers(dest="action", metavar="ACTION", required=True)

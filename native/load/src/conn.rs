@@ -118,13 +118,14 @@ impl Conn {
         self.open.len()
     }
 
-    /// Opens a stream; returns its number. `message` (unframed) is its first; with `end` its only
-    /// one.
+    /// Opens a stream; returns its number. `metadata` goes along; `message` (unframed) is its first
+    /// message; with `end` its only one.
     pub fn call(
         &mut self,
         token: u64,
         path_number: usize,
         path: &str,
+        metadata: &[(&str, &str)],
         message: &[u8],
         end: bool,
     ) -> u32 {
@@ -132,6 +133,9 @@ impl Conn {
         self.next += 2;
         self.block.clear();
         self.encoder.encode(path_number, path, &mut self.block);
+        for (name, value) in metadata {
+            self.encoder.plain(name, value, &mut self.block);
+        }
         head(&mut self.outgoing, self.block.len(), HEADERS, END_HEADERS, stream);
         self.outgoing.extend_from_slice(&self.block);
         let partial = self.spare.pop().unwrap_or_default();

@@ -53,6 +53,14 @@ impl Encoder {
         }
     }
 
+    /// A header that is not the same for all requests, and does not enter the table.
+    pub fn plain(&self, name: &str, value: &str, out: &mut Vec<u8>) {
+        out.extend([0, name.len() as u8]);
+        out.extend(name.as_bytes());
+        out.push(value.len() as u8);
+        out.extend(value.as_bytes());
+    }
+
     fn insert(&mut self, name: &str, value: &str, out: &mut Vec<u8>) {
         out.extend([0x40, name.len() as u8]);
         out.extend(name.as_bytes());

@@ -4,13 +4,20 @@
 #![warn(missing_docs)]
 
 pub mod conn;
+mod driver;
 pub mod hist;
 pub mod hpack;
 mod kube;
+mod objects;
 pub mod options;
+pub mod process;
+pub mod report;
 pub mod run;
 pub mod scenario;
+mod setup;
+mod standing;
 pub mod wire;
 
 pub use options::Options;
-pub use run::{Report, run};
+pub use report::Report;
+pub use run::run;

@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.iter().any(|argument| argument == "--help") {
         // The options are their own documentation; so are their defaults.
-        println!("usage: jotd-loadgengen [--name=value ...], with these names and defaults:");
+        println!("usage: jotd-loadgen [--name=value ...], with these names and defaults:");
         match serde_json::to_string_pretty(&Options::default()) {
             Ok(text) => println!("{text}"),
             Err(why) => eprintln!("jotd-loadgen: {why}"),

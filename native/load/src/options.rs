@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 pub struct Options {
     /// host:port of each server; connections are spread over them.
     pub endpoints: Vec<String>,
-    /// put, txn, range, count, list, range-stream, watch, keepalive, mixed, kube, or fill.
+    /// put, txn, range, count, list, range-stream, watch, keepalive, mixed, kube, renew
+    /// (kube's lease renewals alone), or fill.
     pub scenario: String,
     /// Connections.
     pub conns: usize,
-    /// Units of work under way at once. With a rate: at most.
+    /// Units of work under way at once. With a rate: at most. 0: 64; with a rate 1024.
     pub concurrency: usize,
     /// Units of work a second, begun on time whatever became of those before; 0: each worker
     /// begins its next when its last is done.
@@ -27,16 +28,18 @@ pub struct Options {
     pub value_bytes: usize,
     /// list: objects a page; 0: all in one answer.
     pub limit: u64,
-    /// watch, kube: streams that watch.
-    pub watchers: usize,
-    /// kube: nodes.
+    /// watch, kube, renew: streams that watch; null: 100 for watch, else 15.
+    pub watchers: Option<usize>,
+    /// kube, renew: nodes.
     pub nodes: usize,
     /// All keys begin with it.
     pub prefix: String,
-    /// range, count, list, range-stream, mixed, kube: write the keys first.
+    /// range, count, list, range-stream, mixed, kube, renew: write the keys first.
     pub fill: bool,
     /// Threads that make the load.
     pub threads: usize,
+    /// The server's process on this machine, whose CPU and memory are to be reported; 0: none.
+    pub pid: u32,
     /// Report progress on stderr, one line of JSON a second.
     pub progress: bool,
 }
@@ -47,18 +50,19 @@ impl Default for Options {
             endpoints: vec!["127.0.0.1:2379".to_owned()],
             scenario: "put".to_owned(),
             conns: 8,
-            concurrency: 64,
+            concurrency: 0,
             rate: 0.0,
             duration_s: 5.0,
             warmup_s: 1.0,
             keys: 10_000,
             value_bytes: 1024,
             limit: 0,
-            watchers: 100,
+            watchers: None,
             nodes: 1000,
             prefix: "/registry/pods/load/".to_owned(),
             fill: true,
             threads: 1,
+            pid: 0,
             progress: false,
         }
     }
@@ -88,5 +92,39 @@ impl Options {
     /// Reads a JSON object; what it does not name has its default.
     pub fn from_json(text: &str) -> Result<Options, String> {
         serde_json::from_str(text).map_err(|why| why.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
+        Options::parse(arguments.iter().map(|argument| (*argument).to_owned()))
+    }
+
+    #[test]
+    fn arguments_have_the_types_of_their_options() {
+        let options = parse(&[
+            "--endpoints=a:1,b:2",
+            "--prefix=7",
+            "--rate=1.5",
+            "--watchers=3",
+            "--fill=false",
+            "--progress",
+        ]);
+        let options = options.unwrap();
+        assert_eq!(options.endpoints, ["a:1", "b:2"]);
+        assert_eq!(options.prefix, "7");
+        assert_eq!((options.rate, options.watchers), (1.5, Some(3)));
+        assert_eq!((options.fill, options.progress), (false, true));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        assert!(parse(&["--nonsense=1"]).unwrap_err().contains("nonsense"));
+        assert!(parse(&["--keys=many"]).unwrap_err().contains("keys"));
+        assert!(parse(&["keys"]).unwrap_err().contains("keys"));
+        assert!(Options::from_json("{\"nonsense\": 1}").unwrap_err().contains("nonsense"));
     }
 }

@@ -1,5 +1,8 @@
 //! What is asked for: requests, and what their answers say about the next ones.
 
+use std::collections::HashMap;
+
+use crate::kube::Kube;
 use crate::options::Options;
 use crate::wire::{self, Range};
 
@@ -57,22 +60,61 @@ pub trait Scenario {
         Next::Done
     }
 
+    /// The call failed; what became of it is not known.
+    fn failed(&mut self, _worker: usize) {}
+
     /// Updates that found something else than they knew.
     fn conflicts(&self) -> u64 {
         0
     }
 }
 
-/// Makes the scenario of this name for the workers `first..first + workers` of `all`.
-pub fn make(
-    options: &Options,
-    first: usize,
-    workers: usize,
-    all: usize,
-) -> Result<Box<dyn Scenario>, String> {
+impl<S: Scenario + ?Sized> Scenario for &mut S {
+    fn classes(&self) -> &'static [&'static str] {
+        (**self).classes()
+    }
+
+    fn begin(&mut self, worker: usize, now_ns: u64, request: &mut Vec<u8>) -> (Next, usize) {
+        (**self).begin(worker, now_ns, request)
+    }
+
+    fn message(&mut self, worker: usize, message: &[u8]) {
+        (**self).message(worker, message);
+    }
+
+    fn end(&mut self, worker: usize, request: &mut Vec<u8>) -> Next {
+        (**self).end(worker, request)
+    }
+}
+
+/// What is known of the objects that are there when a load begins.
+#[derive(Default)]
+pub struct Known {
+    /// The newest revision at which they were looked at; 0 if they were not.
+    pub revision: u64,
+    /// By their prefix: the mod revision of each by its number; 0 where there is none.
+    pub objects: HashMap<&'static str, Vec<u64>>,
+}
+
+/// One thread's part of a load.
+pub struct Part {
+    /// Which part.
+    pub at: usize,
+    /// Of how many.
+    pub of: usize,
+    /// The number of its first worker.
+    pub first: usize,
+    /// How many are its.
+    pub workers: usize,
+    /// Workers of all parts.
+    pub all: usize,
+}
+
+/// Makes one part of the scenario that is asked for.
+pub fn make(options: &Options, part: &Part, known: &Known) -> Result<Box<dyn Scenario>, String> {
+    let Part { first, workers, all, .. } = *part;
     let common = Common::new(options, first, workers, all);
     Ok(match options.scenario.as_str() {
-        "fill" => Box::new(Fill::new(options)),
         "put" | "watch" => Box::new(Put { common }),
         "txn" => Box::new(Txn::new(common, "txn")),
         "range" => Box::new(Get { common }),
@@ -85,7 +127,7 @@ pub fn make(
             txn: Txn::new(common, "update"),
             turn: vec![0; workers],
         }),
-        "kube" => Box::new(crate::kube::Kube::new(options, first, workers, all)),
+        "kube" | "renew" => Box::new(Kube::new(options, part, known)),
         other => return Err(format!("there is no scenario {other:?}")),
     })
 }
@@ -198,7 +240,7 @@ impl Scenario for Txn {
         let n = self.common.own(worker);
         self.current[worker] = n;
         let key = self.common.own_key(worker, n);
-        wire::update(request, &key, &self.common.value, self.revisions[worker][n]);
+        wire::update(request, &key, &self.common.value, self.revisions[worker][n], 0);
         (Next::Call(method::TXN), 0)
     }
 
@@ -246,14 +288,7 @@ impl Scenario for Count {
 
     fn begin(&mut self, _: usize, _: u64, request: &mut Vec<u8>) -> (Next, usize) {
         let Common { prefix, end, .. } = &self.common;
-        let range = Range {
-            key: prefix,
-            end,
-            limit: 0,
-            revision: 0,
-            count_only: true,
-            serializable: false,
-        };
+        let range = Range { key: prefix, end, count_only: true, ..Range::default() };
         wire::range(request, &range);
         (Next::Call(method::RANGE), 0)
     }
@@ -276,7 +311,7 @@ impl List {
     fn page(&self, key: &[u8], revision: u64, request: &mut Vec<u8>) -> Next {
         let end = &self.common.end;
         let limit = self.limit;
-        let range = Range { key, end, limit, revision, count_only: false, serializable: false };
+        let range = Range { key, end, limit, revision, ..Range::default() };
         wire::range(request, &range);
         Next::Call(method::RANGE)
     }
@@ -294,9 +329,9 @@ impl Scenario for List {
 
     fn message(&mut self, worker: usize, answer: &[u8]) {
         let before = self.pages[worker].take().map_or(0, |(_, revision)| revision);
-        if self.limit > 0 && wire::number_of(answer, 3) != 0 {
-            let mut next = wire::bytes_of(wire::bytes_of(answer, 2), 1).to_vec();
-            next.push(0);
+        if self.limit > 0
+            && let Some(next) = wire::next_page(answer)
+        {
             let revision = if before == 0 { wire::revision(answer) } else { before };
             self.pages[worker] = Some((next, revision));
         }
@@ -321,14 +356,7 @@ impl Scenario for RangeStream {
 
     fn begin(&mut self, _: usize, _: u64, request: &mut Vec<u8>) -> (Next, usize) {
         let Common { prefix, end, .. } = &self.common;
-        let range = Range {
-            key: prefix,
-            end,
-            limit: 0,
-            revision: 0,
-            count_only: false,
-            serializable: false,
-        };
+        let range = Range { key: prefix, end, ..Range::default() };
         wire::range(request, &range);
         (Next::Call(method::RANGE_STREAM), 0)
     }
@@ -395,52 +423,5 @@ impl Scenario for Mixed {
 
     fn conflicts(&self) -> u64 {
         self.txn.conflicts
-    }
-}
-
-/// Every key once, many in one transaction. Workers that find nothing left to write rest.
-struct Fill {
-    prefix: Vec<u8>,
-    value: Vec<u8>,
-    keys: usize,
-    next: usize,
-}
-
-/// Keys in one transaction: half of what etcd takes.
-pub const FILL_BATCH: usize = 64;
-
-impl Fill {
-    fn new(options: &Options) -> Fill {
-        let value = filler(options.value_bytes);
-        Fill { prefix: options.prefix.clone().into_bytes(), value, keys: options.keys, next: 0 }
-    }
-
-    fn batch(&mut self, request: &mut Vec<u8>) -> Next {
-        if self.next >= self.keys {
-            return Next::Done;
-        }
-        let end = self.keys.min(self.next + FILL_BATCH);
-        for n in self.next..end {
-            let key = key(&self.prefix, n);
-            wire::nested(request, 2, |op| {
-                wire::nested(op, 2, |put| wire::put(put, &key, &self.value, 0));
-            });
-        }
-        self.next = end;
-        Next::Call(method::TXN)
-    }
-}
-
-impl Scenario for Fill {
-    fn classes(&self) -> &'static [&'static str] {
-        &["fill"]
-    }
-
-    fn begin(&mut self, _: usize, _: u64, request: &mut Vec<u8>) -> (Next, usize) {
-        (self.batch(request), 0)
-    }
-
-    fn end(&mut self, _: usize, request: &mut Vec<u8>) -> Next {
-        self.batch(request)
     }
 }

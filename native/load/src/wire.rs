@@ -119,7 +119,8 @@ pub fn put(out: &mut Vec<u8>, key: &[u8], value: &[u8], lease: u64) {
     }
 }
 
-/// A RangeRequest.
+/// What a RangeRequest says.
+#[derive(Clone, Copy, Default)]
 pub struct Range<'a> {
     /// The key, or the first of the range.
     pub key: &'a [u8],
@@ -131,8 +132,8 @@ pub struct Range<'a> {
     pub revision: u64,
     /// Only the count is wanted.
     pub count_only: bool,
-    /// A stale answer will do.
-    pub serializable: bool,
+    /// Values are not wanted.
+    pub keys_only: bool,
 }
 
 /// A RangeRequest.
@@ -147,31 +148,57 @@ pub fn range(out: &mut Vec<u8>, range: &Range<'_>) {
     if range.revision > 0 {
         number(out, 4, range.revision);
     }
-    if range.serializable {
-        number(out, 7, 1);
+    if range.keys_only {
+        number(out, 8, 1);
     }
     if range.count_only {
         number(out, 9, 1);
     }
 }
 
-/// A range of one key.
-pub fn get<'a>(key: &'a [u8]) -> Range<'a> {
-    Range { key, end: &[], limit: 0, revision: 0, count_only: false, serializable: false }
+/// A range of one key, as kube-apiserver asks for it.
+pub fn get(key: &[u8]) -> Range<'_> {
+    Range { key, limit: 1, ..Range::default() }
+}
+
+/// The page behind one that was answered, and more of it to come: where it begins.
+pub fn next_page(answer: &[u8]) -> Option<Vec<u8>> {
+    if number_of(answer, 3) == 0 {
+        return None;
+    }
+    let mut next = bytes_of(bytes_of(answer, 2), 1).to_vec();
+    next.push(0);
+    Some(next)
+}
+
+/// A WatchRequest that creates a watch of a prefix from a revision on (0: from now); as
+/// kube-apiserver's, with previous values and progress, or a plain one.
+pub fn watch(out: &mut Vec<u8>, prefix: &[u8], start_revision: u64, kube: bool) {
+    nested(out, 1, |create| {
+        bytes(create, 1, prefix);
+        bytes(create, 2, &prefix_end(prefix));
+        if start_revision > 0 {
+            number(create, 3, start_revision);
+        }
+        if kube {
+            number(create, 4, 1);
+            number(create, 6, 1);
+        }
+    });
 }
 
 /// What kube-apiserver does to create (mod revision 0) or update an object: If its mod revision is
 /// this one Then put; and Else get it, unless it is a create.
-pub fn update(out: &mut Vec<u8>, key: &[u8], value: &[u8], mod_revision: u64) {
+pub fn update(out: &mut Vec<u8>, key: &[u8], value: &[u8], mod_revision: u64, lease: u64) {
     const TARGET_MOD: u64 = 2;
     nested(out, 1, |compare| {
         number(compare, 2, TARGET_MOD);
         bytes(compare, 3, key);
         number(compare, 6, mod_revision);
     });
-    nested(out, 2, |op| nested(op, 2, |request| put(request, key, value, 0)));
+    nested(out, 2, |op| nested(op, 2, |request| put(request, key, value, lease)));
     if mod_revision != 0 {
-        nested(out, 3, |op| nested(op, 1, |request| range(request, &get(key))));
+        nested(out, 3, |op| nested(op, 1, |request| bytes(request, 1, key)));
     }
 }
 
@@ -183,7 +210,7 @@ pub fn delete(out: &mut Vec<u8>, key: &[u8], mod_revision: u64) {
         number(compare, 6, mod_revision);
     });
     nested(out, 2, |op| nested(op, 3, |request| bytes(request, 1, key)));
-    nested(out, 3, |op| nested(op, 1, |request| range(request, &get(key))));
+    nested(out, 3, |op| nested(op, 1, |request| bytes(request, 1, key)));
 }
 
 /// The mod revision of the object that the Else branch of an update read; 0 if there is none.

@@ -54,6 +54,7 @@ def test_versions() -> None:
         (("serve", "--unsafe-no-fsync"), "always on disk"),
         (("serve", "--log-outputs=/no/such/place"), "--log-outputs"),
         (("journal",), "usage: jotd journal"),
+        (("bench",), "usage: jotd bench"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(argv: tuple[str, ...], text: str, tmp_path: Path) -> None:
