@@ -10,6 +10,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
 HAS_NATIVE := $(BIN)/python -c 'import jotd_native' 2>/dev/null
 COMPILED_SOURCES := $(shell sed -n 's,^    "\([a-z/_]*\.py\)"\,$$,\1,p' setup.py)
 NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml Cargo.lock src/*.rs \
@@ -35,7 +36,7 @@ help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
 	    while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-install: $(STAMP) ## Make .venv with jotd (native where Rust is) and what development needs
+install: $(STAMP) $(COMPILED) ## Make .venv with jotd (native where Rust is) and what development needs
 
 # The stamp may be from before there was Rust here.
 native: install ## Install, and insist on the native front door
@@ -65,7 +66,9 @@ test: install ## Install, build the peers where Go is at hand, run every test
 	fi; \
 	test -z "$$failed" || { echo "test: FAILED on:$$failed"; exit 1; }
 
-test-fast: install ## The tests that take a minute, with the peers that are there already
+# Compiling takes about as long as these tests do: what is out of date goes, and its sources run.
+test-fast: $(STAMP) ## The tests that take a minute, with the peers that are there already
+	@$(MAKE) -q $(COMPILED) || rm -f $(COMPILED) $(patsubst %.py,%.*.so,$(COMPILED_SOURCES))
 	$(BIN)/pytest -m "not slow" $(ARGS)
 
 lint: install ## Check style, types, and that the generated modules are current
@@ -106,7 +109,7 @@ bench: install ## Measure jotd beside etcd; table, JSON and plots go to bench/re
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove what make has made, the data of `make run` excepted
-	rm -rf $(VENV) .tools build *.so dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tools build *.so kvstore/*/*.so partitioner/*.so dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Nice, as with Go below. pip says nothing of how the native part fared; `jotd version` does.
 $(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
@@ -116,6 +119,12 @@ $(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
 	@echo 'install: building (with Rust the first time takes minutes)'
 	CARGO='$(CARGO)' nice -n 5 $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@$(BIN)/jotd version
+	@touch $@ $(COMPILED)
+
+$(COMPILED): $(COMPILED_SOURCES) | $(STAMP)
+	@echo 'install: compiling the hot modules anew' && mkdir -p build
+	@CARGO='$(CARGO)' nice -n 5 $(BIN)/python setup.py --quiet build_ext --inplace >build/compile.log 2>&1 || \
+	    { tail -n 20 build/compile.log; exit 1; }
 	@touch $@
 
 # $(call go-build,module directory,package[,-X settings])

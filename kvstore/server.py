@@ -160,7 +160,7 @@ class _Server:
             native.http = _answers(endpoints.handle)
         progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
         http = HttpServer(endpoints.handle)
-        # The door counts calls itself, but not how long they take.
+        # The door counts calls and messages itself, but not how long they take.
         counted = native is None or rpc.timed
         if native is not None and not counted:
             rpc.refresh = _refresher(native, rpc)
@@ -229,14 +229,16 @@ def _answers(handler: Handler) -> HttpHandler:
 
 
 def _refresher(native: NativeTransport, rpc: RpcCounters) -> Callable[[], None]:
-    """Brings the totals of unary calls from the door."""
+    """Brings the totals of unary calls, and of messages sent on streams, from the door."""
 
     def refresh() -> None:
         for name, totals, codes in native.counts():
             counters = rpc.methods.get(name)
-            if counters is not None and counters.kind is Kind.UNARY:
+            if counters is None:
+                continue
+            counters.sent, counters.sent_bytes = totals[3:]
+            if counters.kind is Kind.UNARY:
                 counters.started, counters.received, counters.received_bytes = totals[:3]
-                counters.sent, counters.sent_bytes = totals[3:]
                 counters.codes = codes
 
     return refresh

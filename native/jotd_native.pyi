@@ -149,10 +149,10 @@ class Door:
     def stats(self) -> dict[str, int]:
         """Counters by name; every limit has one."""
     def counts(self) -> list[tuple[str, list[int], list[int]]]:
-        """Totals of unary calls by method.
+        """Totals by method.
 
         Started, messages and bytes received, messages and bytes sent; and calls that ended, by
-        status code.
+        status code. Of streams only what was sent is counted.
         """
 
 @final

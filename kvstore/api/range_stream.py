@@ -103,7 +103,7 @@ class RangeStream:
             raise error
 
     def _chunk_steps(self, request: pb.RangeRequest) -> Steps[None]:
-        while not self._closed and self._stream.room > 0:
+        while not self._over() and self._stream.room > 0:
             self._store.read_revision(self._revision)
             pin = self._store.pins.take(self._revision, self._now())
             try:
@@ -111,7 +111,7 @@ class RangeStream:
                 pin.check()
             finally:
                 self._store.pins.release(pin)
-            if self._closed:
+            if self._over():
                 return
             nbytes = self._send(answer)
             if last:
@@ -120,6 +120,9 @@ class RangeStream:
                 return
             self._adjust(nbytes)
             yield
+
+    def _over(self) -> bool:
+        return self._closed
 
     def _answer_steps(self, request: pb.RangeRequest) -> Steps[tuple[bytes, bool]]:
         """The next chunk, and whether it is the last."""

@@ -21,7 +21,7 @@ from kvstore.mvcc.wire import field_varint, varint
 from kvstore.node.slicer import Slicer
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, Stream
-from kvstore.watch.hub import EventChunk, Hub, Shape, Watcher
+from kvstore.watch.hub import EventChunk, Hub, Latest, Watcher, shape_of
 
 NO_WATCH_ID = -1
 
@@ -34,6 +34,9 @@ RESPONSE_BYTES = 1 << 20
 
 BACKLOG_BYTES_MAX = 8 << 20
 """Control answers that a client may leave unread before its stream is ended."""
+
+MESSAGES_KEPT = 16
+"""Messages of one chunk that are kept while its watchers are woken; each has its watch id."""
 
 WATCHERS_PER_STREAM_MAX = 100_000
 
@@ -145,10 +148,10 @@ class WatchStream:
             self._refuse(errors.TOO_MANY_REQUESTS.message)
             return
         filters = request.filters
-        shape = Shape(
-            prev_kv=request.prev_kv,
-            no_put=pb.WatchCreateRequest.NOPUT in filters,
-            no_delete=pb.WatchCreateRequest.NODELETE in filters,
+        shape = shape_of(
+            request.prev_kv,
+            pb.WatchCreateRequest.NOPUT in filters,
+            pb.WatchCreateRequest.NODELETE in filters,
         )
         watcher = Watcher(
             watch_id,
@@ -188,11 +191,36 @@ class WatchStream:
     # -- to the client ---------------------------------------------------------------------
 
     def _wake(self, watcher: Watcher) -> None:
-        """There is something for a watcher: in a step of its own, for many are woken in one."""
+        """There is something for a watcher.
+
+        A few events go out at once; more of them in steps of their own, for many are woken in one.
+        """
+        if self._pumping or self._closed:
+            self._due.append(watcher)
+            return
+        if not self._due and self._stream.room > 0:
+            latest = self._hub.latest(watcher)
+            if latest is not None and latest.chunk.size < self._fragment_bytes:
+                self._send_latest(watcher, latest)
+                if self._progress_wanted:
+                    self._pump()
+                return
         self._due.append(watcher)
-        if not self._pumping and not self._closed:
-            self._pumping = True
-            self._slicer.later(self._pump_steps(), self._pumped)
+        self._pumping = True
+        self._slicer.later(self._pump_steps(), self._pumped)
+
+    def _send_latest(self, watcher: Watcher, latest: Latest) -> None:
+        chunk = latest.chunk
+        if chunk.count:
+            watcher.quiet = False
+            self._hub.events += chunk.count
+            message = latest.messages.get(watcher.id)
+            if message is None:
+                message = b"".join((self._head(watcher), *chunk.parts))
+                if len(latest.messages) < MESSAGES_KEPT:
+                    latest.messages[watcher.id] = message
+            self._stream.send(message)
+        self._hub.caught_up(watcher, chunk.last_revision)
 
     def _pump(self) -> None:
         if not self._pumping and not self._closed:
@@ -209,37 +237,43 @@ class WatchStream:
         """Send what is due, as long as there is room."""
         due, stream = self._due, self._stream
         served = 0
-        while due and not self._closed:
-            if stream.room <= 0:
-                return
+        while due and stream.room > 0 and not self._over():
             watcher = due.popleft()
             if not watcher.due:
                 continue
-            if self._hub.is_compacted(watcher):
-                self._cancel_compacted(watcher)
-                continue
-            chunk = yield from self._hub.read_steps(watcher, RESPONSE_BYTES)
-            if self._closed:
-                return
-            if watcher.due:
-                if not self._hub.is_compacted(watcher):
-                    message = None
-                    if chunk.count:
-                        watcher.quiet = False
-                        message = yield from self._message_steps(watcher, chunk)
-                    if self._closed:
-                        return
-                    if watcher.due:
-                        if message is not None:
-                            self._send_events(watcher, chunk, message)
-                        self._hub.caught_up(watcher, chunk.last_revision)
-                if watcher.due:
-                    due.append(watcher)
+            yield from self._serve_steps(watcher)
             served += 1
-            if watcher.due or served % WATCHERS_PER_STEP == 0:
+            again = self._wants(watcher)
+            if again:
+                due.append(watcher)
+            if again or served % WATCHERS_PER_STEP == 0:
                 yield
-        if self._progress_wanted and not due and stream.room > 0:
+        if self._progress_wanted and not due and stream.room > 0 and not self._over():
             self._answer_progress()
+
+    def _serve_steps(self, watcher: Watcher) -> Steps[None]:
+        """Send the next events of a watcher that is due, or that it was overtaken by compaction."""
+        hub = self._hub
+        if hub.is_compacted(watcher):
+            self._cancel_compacted(watcher)
+            return
+        chunk = yield from hub.read_steps(watcher, RESPONSE_BYTES)
+        if not self._wants(watcher) or hub.is_compacted(watcher):
+            return
+        if chunk.count:
+            watcher.quiet = False
+            message = yield from self._message_steps(watcher, chunk)
+            if not self._wants(watcher):
+                return
+            self._send_events(watcher, chunk, message)
+        hub.caught_up(watcher, chunk.last_revision)
+
+    def _over(self) -> bool:
+        return self._closed
+
+    def _wants(self, watcher: Watcher) -> bool:
+        """Whether a watch is still there, and has something to come."""
+        return watcher.due and not self._closed
 
     def _head(self, watcher: Watcher) -> bytes:
         return self._headers.at(self._store.revision) + _watch_id(watcher.id)

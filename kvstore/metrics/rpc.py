@@ -71,7 +71,8 @@ class RpcCounters:
 class CountingService:
     """Serves what another service does, and counts.
 
-    `calls`: count unary calls too. A transport that counts them itself saves an object a call.
+    `calls`: count unary calls too, and what is sent on streams. A transport that counts those
+    itself saves an object a call, and a call a message.
     """
 
     def __init__(self, service: Service, counters: RpcCounters, *, calls: bool = True) -> None:
@@ -98,7 +99,7 @@ class CountingService:
         kind = self._service.kind(stream.method) or Kind.BIDI_STREAM
         counters = self._counters.of(stream.method, kind)
         counters.started += 1
-        counted = _CountedStream(stream, counters)
+        counted = _CountedStream(stream, counters, sent=self._calls)
         counted.handler = self._service.on_stream(counted)
         return counted
 
@@ -141,12 +142,13 @@ class _Counted:
 
 
 class _CountedStream:
-    """A stream, and between it and its handler, that counts both ways."""
+    """A stream, and between it and its handler, that counts (`sent`: what is sent, too)."""
 
-    __slots__ = ("_code", "_counters", "_since", "_stream", "handler", "method", "peer")
+    __slots__ = ("_code", "_counters", "_since", "_stream", "handler", "method", "peer", "send")
 
-    def __init__(self, stream: Stream, counters: MethodCounters) -> None:
+    def __init__(self, stream: Stream, counters: MethodCounters, *, sent: bool) -> None:
         self._stream = stream
+        self.send: Callable[[bytes], None] = self._send if sent else stream.send
         self._counters = counters
         self._code: Code | None = None
         self._since = perf_counter()
@@ -160,7 +162,7 @@ class _CountedStream:
     def room(self) -> int:
         return self._stream.room
 
-    def send(self, message: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         self._counters.sent += 1
         self._counters.sent_bytes += len(message)
         self._stream.send(message)

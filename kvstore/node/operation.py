@@ -66,8 +66,8 @@ class Operation:
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """The same in slices, for operations that drain."""
+        yield from ()
         return self.evaluate(draft)
-        yield
 
     def succeed(self, response: bytes) -> None:
         """The operation is committed, or changed nothing."""

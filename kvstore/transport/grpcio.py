@@ -403,13 +403,13 @@ class _GrpcStream:
         assert handler is not None
         read = self._context.read
         one_request = self.kind is Kind.SERVER_STREAM
-        while self._open and self._end is None:
+        while self._listens():
             try:
                 message = await read()
             except Exception as error:
                 log.debug("%s: reading ended: %r", self.method, error)
                 return
-            if not self._open or self._end is not None:
+            if not self._listens():
                 return
             if message is _EOF:
                 if one_request:
@@ -426,6 +426,9 @@ class _GrpcStream:
                 return
             if self._full:
                 await self._has_room.wait()
+
+    def _listens(self) -> bool:
+        return self._open and self._end is None
 
     def _tell(self, method: Callable[..., None], *args: object) -> None:
         """Calls the handler; what it raises ends this stream and nothing else."""

@@ -232,7 +232,7 @@ class NativeTransport:
         return self._door.stats() if self._door is not None else {}
 
     def counts(self) -> list[tuple[str, list[int], list[int]]]:
-        """Totals of unary calls by method, which the door counts; see `jotd_native.Door.counts`."""
+        """Totals by method, which the door counts; see `jotd_native.Door.counts`."""
         return self._door.counts() if self._door is not None else []
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 
 from kvstore.mvcc.buckets import BucketedDict
@@ -29,6 +30,9 @@ ENCODED_MAX = 1000
 ENCODED_BYTES_MAX = 16 << 20
 """Bounds of the encoded events that are kept for the next watcher that wants the same (I8)."""
 
+SHORT_EVENTS = 16
+"""Events that are encoded without a step of their own, if they are no more than PART_BYTES."""
+
 WAKES = 100
 """Watchers that are woken in one step, each with what it costs to send a few events."""
 
@@ -42,6 +46,12 @@ class Shape:
     prev_kv: bool = False
     no_put: bool = False
     no_delete: bool = False
+
+
+@cache
+def shape_of(prev_kv: bool, no_put: bool, no_delete: bool) -> Shape:
+    """The shape; the same object for the same wishes."""
+    return Shape(prev_kv, no_put, no_delete)
 
 
 class Watcher:
@@ -82,7 +92,16 @@ class Group:
     `recent` holds every event of the range above `complete_after`, published or not.
     """
 
-    __slots__ = ("complete_after", "first_new", "high", "low", "recent", "shards", "watchers")
+    __slots__ = (
+        "complete_after",
+        "first_new",
+        "high",
+        "latest",
+        "low",
+        "recent",
+        "shards",
+        "watchers",
+    )
 
     def __init__(self, low: bytes, high: bytes | None, shards: list[Shard], revision: int) -> None:
         self.low = low
@@ -92,6 +111,7 @@ class Group:
         self.recent: list[Version] = []
         self.complete_after = revision
         self.first_new = 0
+        self.latest: Latest | None = None
 
     def note(self, version: Version) -> bool:
         """An event of the range. True if it is the first since the last publication."""
@@ -124,6 +144,21 @@ class EventChunk:
     last_revision: int
 
 
+class Latest:
+    """The chunk that was encoded last in a group: its watchers mostly wait for the same one.
+
+    `messages`: what was made of it, by watch id, for most streams give the same ids.
+    """
+
+    __slots__ = ("chunk", "messages", "shape", "start")
+
+    def __init__(self, start: int, shape: Shape, chunk: EventChunk) -> None:
+        self.start = start
+        self.shape = shape
+        self.chunk = chunk
+        self.messages: dict[int, bytes] = {}
+
+
 class _Encoding:
     """A chunk in the making, for all watchers that wait for the same: each takes a step."""
 
@@ -133,9 +168,12 @@ class _Encoding:
         self._steps = steps
         self.chunk: EventChunk | None = None
 
-    def finish_steps(self) -> Steps[None]:
+    def finish_steps(self) -> Steps[EventChunk]:
         """Go on until the chunk is there, whoever does the last step."""
-        while self.chunk is None:
+        while True:
+            chunk = self.chunk
+            if chunk is not None:
+                return chunk
             try:
                 next(self._steps)
             except StopIteration as stop:
@@ -191,6 +229,10 @@ def encode_event(version: Version, shape: Shape) -> bytes:
     return b"\x5a%b%b" % (varint(len(body)), body)
 
 
+def _shows(shape: Shape, version: Version) -> bool:
+    return not (shape.no_put if version.number else shape.no_delete)
+
+
 class Hub:
     """All watchers of one store."""
 
@@ -201,6 +243,9 @@ class Hub:
         self._by_range: BucketedDict[Range, Group] = BucketedDict(bits=8)
         self._encoded = _Encoded()
         self._touched: list[Group] = []
+        self._waking = False
+        self._remembering: list[Group] = []
+        """Groups with a `latest`: until all that were woken together are served (I8)."""
         self._noted = 0
         self.watchers = 0
         self.slow = 0
@@ -287,14 +332,18 @@ class Hub:
                     woken.append(watcher)
         return woken
 
-    @staticmethod
-    def wake_steps(woken: list[Watcher]) -> Steps[None]:
+    def wake_steps(self, woken: list[Watcher]) -> Steps[None]:
         """Wake watchers that `publish` made due; a wide fan-out in slices (I9)."""
+        self._waking = True
         for at, watcher in enumerate(woken, 1):
             if watcher.due:
                 watcher.wake(watcher)
             if at % WAKES == 0 and at < len(woken):
                 yield
+        self._waking = False
+        for group in self._remembering:
+            group.latest = None
+        self._remembering.clear()
 
     def _make_due(self, watcher: Watcher, revision: int) -> None:
         watcher.due = True
@@ -313,6 +362,46 @@ class Hub:
             self.slow -= 1
 
     # -- reading ---------------------------------------------------------------------------
+
+    def latest(self, watcher: Watcher) -> Latest | None:
+        """All that a due watcher has to get, if that is a short chunk; None: `read_steps` has it.
+
+        Takes no steps, so that an event that a thousand watchers wait for costs each very little.
+        """
+        group = watcher.group
+        assert group is not None
+        start, through = watcher.cursor, self._store.revision
+        shape = watcher.shape
+        latest = group.latest
+        if (
+            latest is not None
+            and latest.start == start
+            and latest.chunk.last_revision == through
+            and latest.shape is shape
+        ):
+            return latest
+        if start <= group.complete_after or self.is_compacted(watcher):
+            return None
+        at = bisect_left(group.recent, start, key=_mod)
+        end = bisect_left(group.recent, through + 1, key=_mod)
+        if end - at > SHORT_EVENTS:
+            return None
+        events: list[bytes] = []
+        size = 0
+        for version in group.recent[at:end]:
+            if _shows(shape, version):
+                event = encode_event(version, shape)
+                size += len(event)
+                if size > PART_BYTES:
+                    return None
+                events.append(event)
+        parts = [b"".join(events)] if events else []
+        latest = Latest(start, shape, EventChunk(parts, len(events), size, through))
+        if self._waking:
+            if group.latest is None:
+                self._remembering.append(group)
+            group.latest = latest
+        return latest
 
     def read_steps(self, watcher: Watcher, size_max: int) -> Steps[EventChunk]:
         """The next events of a due watcher: whole revisions, about `size_max` bytes.
@@ -333,11 +422,11 @@ class Hub:
                     _encode_steps(group.recent[at:end], watcher.shape, through, size_max)
                 )
                 self._encoded.keep(memo, encoding)
-            if encoding.chunk is None:
-                yield from encoding.finish_steps()
-                assert encoding.chunk is not None
-                self._encoded.weigh(encoding.chunk)
-            return encoding.chunk
+            chunk = encoding.chunk
+            if chunk is None:
+                chunk = yield from encoding.finish_steps()
+                self._encoded.weigh(chunk)
+            return chunk
         return (yield from self._read_history(group, watcher.shape, start, through, size_max))
 
     def _read_history(
@@ -380,7 +469,7 @@ def _encode_steps(
             through = revision
             break
         revision = version.mod
-        if not (shape.no_put if version.number else shape.no_delete):
+        if _shows(shape, version):
             event = encode_event(version, shape)
             if events and pending + len(event) > PART_BYTES:
                 parts.append(b"".join(events))

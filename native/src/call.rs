@@ -170,7 +170,11 @@ impl Stream {
         if self.ended.load(Ordering::Relaxed) {
             return;
         }
-        let message = self.link.message(message);
+        if let Some(counts) = self.link.counts.get(usize::from(self.meta.method)) {
+            add(&counts.sent, 1);
+            add(&counts.sent_bytes, message.as_bytes().len() as u64);
+        }
+        let message = self.link.stream_message(message);
         let prefix = if message.framed { 0 } else { PREFIX_BYTES };
         self.queue.fill(message.bytes.len() + prefix);
         self.link.push(py, Command::Send(self.key, message));

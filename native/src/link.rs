@@ -50,6 +50,9 @@ pub struct Link {
     schedule: Mutex<Option<Py<PyAny>>>,
     /// Python objects that the door's thread is done with. They are let go under the lock.
     done: Arc<Mutex<Vec<PyBackedBytes>>>,
+    /// The message that was sent last on a stream, until `flush`: an event goes to many of them as
+    /// one and the same object, and is framed once.
+    last: Mutex<Option<(Py<PyBytes>, Bytes)>>,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -68,6 +71,7 @@ impl Link {
             scheduled: AtomicBool::new(false),
             schedule: Mutex::new(None),
             done: Arc::default(),
+            last: Mutex::default(),
         }
     }
 
@@ -88,6 +92,8 @@ impl Link {
         self.wake();
         let done = std::mem::take(&mut *lock(&self.done));
         drop(done);
+        let last = lock(&self.last).take();
+        drop(last);
     }
 
     fn wake(&self) {
@@ -137,6 +143,21 @@ impl Link {
             return Message { bytes: Bytes::from(framed), framed: true };
         }
         Message { bytes: self.keep(message), framed: false }
+    }
+
+    /// The same for a stream, which may have sent the very same object just before.
+    pub fn stream_message(&self, message: &Bound<'_, PyBytes>) -> Message {
+        let mut last = lock(&self.last);
+        if let Some((object, bytes)) = &*last
+            && object.is(message)
+        {
+            return Message { bytes: bytes.clone(), framed: true };
+        }
+        let made = self.message(message);
+        if made.framed {
+            *last = Some((message.clone().unbind(), made.bytes.clone()));
+        }
+        made
     }
 
     /// The bytes of a Python object, which lives until they were sent.
