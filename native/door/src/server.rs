@@ -313,7 +313,8 @@ fn sweep(world: &World) {
     for (_, conn) in world.conns.borrow().iter() {
         let Ok(wire) = conn.wire.try_borrow() else { continue };
         let silent_ms = now_ms.saturating_sub(wire.read_at_ms);
-        if !wire.guard.greeted && silent_ms >= ms(limits.handshake_max) {
+        let open_ms = now_ms.saturating_sub(wire.opened_at_ms);
+        if !wire.guard.greeted && open_ms >= ms(limits.handshake_max) {
             Stats::count(&world.core.stats.handshake_timeouts_total);
             conn.kill.set(true);
             conn.ready.wake_task();

@@ -93,7 +93,7 @@ METHODS = ["/t.S/Echo", "/t.S/Hold", "/t.S/Big", "/t.S/Bidi"]
 async def serving(**options: Any) -> AsyncIterator[tuple[str, NativeTransport, Service]]:
     from kvstore.transport.native import NativeTransport
 
-    service = Service()
+    service = options.pop("service", None) or Service()
     url = options.pop("url", "http://127.0.0.1:0")
     transport = NativeTransport(
         TransportOptions(listen=(parse_listen_url(url),), **options), METHODS
@@ -280,6 +280,71 @@ def test_a_dead_peer_is_found_by_a_ping() -> None:
                 await asyncio.sleep(1.5)
                 assert await echo(b"b") == b"b"
             assert transport.stats()["keepalive_timeouts_total"] == 1
+
+    run(main)
+
+
+def test_a_peer_that_dies_after_a_late_pong_is_found_too() -> None:
+    """Other frames are a sign of life; the pong behind them must not be left lying about."""
+
+    async def main() -> None:
+        async with serving(keepalive_interval_s=0.3, keepalive_timeout_s=0.6) as (
+            address,
+            transport,
+            _,
+        ):
+            connection = await Connection.open(address)
+            ping = b""
+            while not ping:
+                head = await connection.reader.readexactly(9)
+                payload = await connection.reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == http2.PING and not head[4] & http2.ACK:
+                    ping = payload
+            await asyncio.sleep(0.05)
+            await connection.send(http2.frame(http2.WINDOW_UPDATE, 0, 0, b"\0\0\0\1"))
+            # Longer than the server takes to see the sign of life and to forget its ping.
+            await asyncio.sleep(0.5)
+            await connection.send(http2.frame(http2.PING, http2.ACK, 0, ping))
+            await until(lambda: transport.stats()["keepalive_timeouts_total"] == 1)
+            connection.close()
+
+    run(main)
+
+
+def test_a_greeting_that_trickles_is_given_up() -> None:
+    async def main() -> None:
+        import jotd_native
+
+        door = jotd_native.Door(
+            [("tcp", "127.0.0.1", 0, False)], [], request_bytes_max=100, handshake_max_s=0.5
+        )
+        try:
+            connection = await Connection.open(f"127.0.0.1:{door.ports[0]}", greet=False)
+            await connection.send(http2.PREFACE + http2.frame(99, 0, 0, b"x" * 10_000)[:9])
+            async with asyncio.timeout(WAIT_S):
+                while await connection.send(b"x"):
+                    await asyncio.sleep(0.02)
+            assert door.stats()["handshake_timeouts_total"] == 1
+        finally:
+            door.stop()
+
+    run(main)
+
+
+def test_a_fault_in_an_event_costs_only_that_event() -> None:
+    class Faulty(Service):
+        def unimplemented(self, method: str) -> str:
+            raise RuntimeError("a fault in the service")
+
+    async def main() -> None:
+        async with (
+            serving(service=Faulty()) as (address, _, _),
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            for _ in range(3):
+                unknown = channel.unary_unary("/t.S/Nope")(b"", timeout=WAIT_S)
+                assert await unknown.code() is grpc.StatusCode.INTERNAL
+                assert await channel.unary_unary("/t.S/Echo")(b"a", timeout=WAIT_S) == b"a"
 
     run(main)
 
