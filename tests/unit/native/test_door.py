@@ -499,24 +499,28 @@ def test_http_on_the_same_port(tmp_path: Path) -> None:
                 connection.close()
                 return got
 
-            got = await ask(b"GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert got == (
-                b"HTTP/1.1 200 OK\r\nX-Y: z\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
-            )
-            got = await ask(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert got.endswith(b"Content-Length: 5\r\nConnection: close\r\n\r\n")
+            one = b"HTTP/1.1 200 OK\r\nX-Y: z\r\nContent-Length: 5\r\n"
+            last = one + b"Connection: close\r\n\r\n"
+            get = b"GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n"
+            got = await ask(get + b"HEAD / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" + get)
+            assert got == one + b"\r\nhello" + last
             assert seen == [("GET", "/a?b=c", "h"), ("HEAD", "/", "h")]
             for bad, status in [
                 (b"\x16\x03\x01\x02\x00\x01", 400),
-                (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
-                (b"GET / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413),
-                (b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
-                (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
+                (b"GET / HTTP/1.1\r\n\r\n", 400),
+                (b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", 400),
+                (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: x\r\n\r\n", 501),
+                (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
                 (b"GET / HTTP/1.1\r\nA: " + b"b" * 20_000, 431),
             ]:
                 got = await ask(bad)
                 assert got.startswith(b"HTTP/1.1 %d " % status), (bad[:60], got)
             assert len(seen) == 2
+            # Nobody reads a body: one that is long, or may be, ends the connection.
+            for unread in (b"Content-Length: 99999999999", b"Transfer-Encoding: chunked"):
+                got = await ask(b"PUT / HTTP/1.1\r\nHost: h\r\n" + unread + b"\r\n\r\n" + get)
+                assert got == last + b"hello"
+            assert len(seen) == 4
 
     run(main)
 
