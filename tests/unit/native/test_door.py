@@ -525,6 +525,34 @@ def test_http_on_the_same_port(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_drain_says_goaway_and_answers_what_is_under_way() -> None:
+    async def main() -> None:
+        async with serving() as (address, transport, service):
+            connection = await Connection.open(address)
+            await connection.send(http2.call(1, b"/t.S/Hold", b"x"))
+            await until(lambda: bool(service.held))
+            draining = asyncio.ensure_future(transport.drain(WAIT_S))
+            # First that nothing new shall come (and a ping, to know when that was read), ...
+            head = b""
+            while head[3:4] != b"\x07":
+                head = await connection.reader.readexactly(9)
+                payload = await connection.reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == http2.PING and not head[4] & http2.ACK:
+                    await connection.send(http2.frame(http2.PING, http2.ACK, 0, payload))
+            assert payload == (2**31 - 1).to_bytes(4, "big") + bytes(4)
+            with pytest.raises(OSError, match=r"refused|reset"):
+                await Connection.open(address)
+            # ... then the answer, though it took its time.
+            await asyncio.sleep(0.5)
+            assert not draining.done()
+            service.held.pop().finish(b"late")
+            assert b"late" in await answer(connection)
+            await draining
+            connection.close()
+
+    run(main)
+
+
 def test_a_unix_socket_goes_with_its_server(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "s.sock"
