@@ -151,7 +151,7 @@ class NativeTransport:
                     except Exception:
                         # The door signals only to who has taken everything: others' events go on.
                         log.exception("an event of kind %d was not served", kind)
-                        if kind == door_module.UNKNOWN:
+                        if isinstance(payload, door_module.Call):
                             payload.fail(Code.INTERNAL, INTERNAL)
                 if perf_counter() >= until:
                     if not self._scheduled:
