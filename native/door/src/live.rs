@@ -65,6 +65,16 @@ struct Reading {
     what: What,
 }
 
+impl Drop for Reading {
+    /// Whatever the service has not taken yet: the client cannot send more of this request, but the
+    /// stream may stay open for long, and its other ones share the connection's window.
+    fn drop(&mut self) {
+        let window = self.body.flow_control();
+        let used = window.used_capacity();
+        let _ = window.release_capacity(used);
+    }
+}
+
 enum What {
     Unary,
     ServerStream {

@@ -19,7 +19,7 @@ from kvstore.transport.address import parse_listen_url
 from kvstore.transport.options import TransportOptions
 from kvstore.transport.seam import Call, Code, Kind, Stream, StreamHandler
 from tests.hostile import http2
-from tests.hostile.http2 import Connection
+from tests.hostile.http2 import Connection, request_headers
 from tests.peers import require_native
 
 if TYPE_CHECKING:
@@ -411,6 +411,41 @@ def test_big_answers_are_cut_to_the_windows_and_whole() -> None:
                 answers = await asyncio.gather(*(big(b"%d" % size) for size in sizes))
                 assert [len(a) for a in answers] == sizes
                 assert all(set(a) <= {ord("x")} for a in answers)
+
+    run(main)
+
+
+def test_requests_that_are_over_leave_no_hole_in_the_window() -> None:
+    """Streams may stay open for long behind their client's last message."""
+
+    async def main() -> None:
+        async with serving() as (address, _, service):
+            connection = await Connection.open(address, window=0)
+
+            async def opened() -> int:
+                """By how much the next frame opens the connection's window."""
+                head = await connection.reader.readexactly(9)
+                payload = await connection.reader.readexactly(int.from_bytes(head[:3], "big"))
+                ours = head[3] == http2.WINDOW_UPDATE and head[5:] == bytes(4)
+                return int.from_bytes(payload, "big") if ours else 0
+
+            async with asyncio.timeout(WAIT_S):
+                while not await opened():
+                    pass
+            message = b"\0" + (16_000).to_bytes(4, "big") + b"x" * 16_000
+            headers = request_headers(BIDI)
+            for stream in range(1, 301, 2):
+                await connection.send(
+                    http2.frame(http2.HEADERS, http2.END_HEADERS, stream, headers)
+                    + http2.frame(http2.DATA, http2.END_STREAM, stream, message)
+                )
+            await until(lambda: len(service.streams) == 150)
+            total = 0
+            async with asyncio.timeout(WAIT_S):
+                while total < 1 << 20:
+                    total += await opened()
+            assert not any(echo.closed.is_set() for echo in service.streams)
+            connection.close()
 
     run(main)
 
