@@ -19,9 +19,10 @@ import uvloop
 from kvstore.transport.address import parse_listen_url
 from kvstore.transport.grpccore import STOPPED
 from kvstore.transport.grpcio import GrpcioTransport
-from kvstore.transport.options import TransportOptions
+from kvstore.transport.options import Tls, TransportOptions
 from kvstore.transport.seam import Call, Code, Kind, Stream, Transport
 from tests.peers import require_native
+from tests.pki import make_certificate, make_pki
 
 LIMIT = 1000
 WAIT_S = 10.0
@@ -325,6 +326,42 @@ def test_peer_and_metadata() -> None:
             every = (("hasleader", "true"), *keys.items(), ("x", "second"))
             answer = await call(channel, "Who", " ".join(keys).encode(), metadata=every)
             assert answer.split()[1:] == [b"true", b"3.6", b"a.1", b"t", b"y"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["client", None])
+def test_the_names_of_a_certificate(tmp_path: Path, name: str | None) -> None:
+    pki = make_pki(tmp_path)
+    make_certificate(pki, "named", subject="/CN=node-1", names="DNS:node.example,IP:10.1.2.3")
+    trusted = pki / "ca.crt" if name else None
+    own = [(pki / f"named.{end}").read_bytes() for end in ("key", "crt")] if name else ()
+
+    async def main() -> None:
+        service = Service()
+        url = parse_listen_url("https://127.0.0.1:0")
+        tls = Tls(pki / "server.crt", pki / "server.key", trusted)
+        transport = make_transport(TransportOptions(listen=(url,), tls=tls))
+        await transport.start(service)
+        credentials = grpc.ssl_channel_credentials((pki / "ca.crt").read_bytes(), *own)
+        async with grpc.aio.secure_channel(transport.bound[0].netloc, credentials) as channel:
+            held = asyncio.ensure_future(call(channel, "Hold"))
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(b"a")
+            assert await stream.read() == b"a"
+            while not service.held:
+                await asyncio.sleep(0.01)
+            for peer in (service.held[0].peer, service.handlers[0].stream.peer):
+                if name is None:
+                    assert (peer.common_name, list(peer.certificate_names)) == (None, [])
+                else:
+                    assert peer.common_name == "node-1"
+                    assert peer.certificate_names[0] == "node-1"
+                    assert sorted(peer.certificate_names[1:]) == ["10.1.2.3", "node.example"]
+            service.held[0].finish(b"y")
+            assert await held == b"y"
+            stream.cancel()
+        await transport.drain(0.2)
 
     run(main)
 
