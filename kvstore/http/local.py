@@ -24,6 +24,8 @@ class LocalError(Exception):
 
 class _LocalPeer:
     address = "local"
+    common_name = None
+    certificate_names = ()
 
     def metadata(self, key: str) -> str | None:
         return None

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from kvstore.http.message import Handler, Request, Response, error, method_not_allowed
+from kvstore.http.message import Handler, Request, Response, error
 
 log = logging.getLogger(__name__)
 
@@ -15,10 +15,8 @@ async def respond(
     handler: Handler, method: str, target: str, headers: Iterable[tuple[str, str]]
 ) -> Response:
     """The handler's answer, or why there is none. `headers`: by lower-case name."""
-    if method not in ("GET", "HEAD"):
-        return method_not_allowed("GET, HEAD")
     try:
-        parts = urlsplit(target)
+        parts = urlsplit(target, allow_fragments=False)
         query = parse_qs(parts.query, keep_blank_values=True, max_num_fields=100)
     except ValueError:
         return error(400, "400 Bad Request")

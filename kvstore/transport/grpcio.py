@@ -262,6 +262,21 @@ class _Peer:
             self._address = bare_address(self._context.peer())
         return self._address
 
+    @property
+    def common_name(self) -> str | None:
+        names = self._certificate("x509_common_name")
+        return names[0] if names else None
+
+    @property
+    def certificate_names(self) -> Sequence[str]:
+        common = self._certificate("x509_common_name")
+        return [*common, *self._certificate("x509_subject_alternative_name")]
+
+    def _certificate(self, key: str) -> list[str]:
+        if self._context is None:
+            return []
+        return [name.decode(errors="replace") for name in self._context.auth_context().get(key, ())]
+
     def metadata(self, key: str) -> str | None:
         if self._context is None:
             return None

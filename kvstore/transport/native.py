@@ -146,7 +146,13 @@ class NativeTransport:
                 elif not events:
                     return
                 for kind, key, payload in events:
-                    self._happened(kind, key, payload)
+                    try:
+                        self._happened(kind, key, payload)
+                    except Exception:
+                        # The door signals only to who has taken everything: others' events go on.
+                        log.exception("an event of kind %d was not served", kind)
+                        if isinstance(payload, door_module.Call):
+                            payload.fail(Code.INTERNAL, INTERNAL)
                 if perf_counter() >= until:
                     if not self._scheduled:
                         self._scheduled = True

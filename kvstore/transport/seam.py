@@ -54,6 +54,14 @@ class Peer(Protocol):
     def address(self) -> str:
         """The client's address, for logs."""
 
+    @property
+    def common_name(self) -> str | None:
+        """The common name in the certificate that the client showed; None without one."""
+
+    @property
+    def certificate_names(self) -> Sequence[str]:
+        """All names in that certificate, the common name first; empty without one."""
+
     def metadata(self, key: str) -> str | None:
         """The first value of a metadata key (lower case), or None."""
 

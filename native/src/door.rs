@@ -92,7 +92,7 @@ impl Door {
     #[new]
     #[pyo3(signature = (
         listen, methods, *, tls = None, request_bytes_max, streams_max = 0,
-        header_bytes_max = 16 << 10, room_bytes = 1 << 20, connections_max = 0,
+        header_bytes_max = 16384, room_bytes = 1048576, connections_max = 0,
         handshake_max_s = 10.0, keepalive_min_time_s = 5.0, keepalive_interval_s = 7200.0,
         keepalive_timeout_s = 20.0,
     ))]

@@ -14,6 +14,7 @@ import pytest
 
 from kvstore.pb import rpc_pb2
 from tests import peers
+from tests.hostile.converse import converse, field_block, frames
 from tests.pki import make_ca, make_certificate, make_pki
 
 WAIT_S = 15.0
@@ -135,4 +136,29 @@ def test_https_on_the_port_of_clients(
             return None
 
     got = {program: status(server) for program, server in servers.items()}
+    assert got["jotd"] == got["etcd"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("path", ["/health", "/livez?verbose", "/version", "/nope", "/health?x=%"])
+def test_http2_that_is_not_grpc(servers: Servers, pki: Path, method: str, path: str) -> None:
+    """(Without TLS, etcd takes all of HTTP/2 for gRPC; jotd serves this there too.)"""
+    if peers.transport() == "grpcio":
+        pytest.skip("gRPC core serves no HTTP: that has a port of its own")
+    block = field_block(
+        (b":method", method.encode()),
+        (b":scheme", b"https"),
+        (b":path", path.encode()),
+        (b":authority", b"localhost"),
+    )
+    client = context(pki, "client")
+    client.set_alpn_protocols(["h2"])
+
+    def said(server: peers.Process) -> tuple[str | None, str | None, str | None, bytes]:
+        answer = converse(server.port, frames(block, None), tls=client)
+        data = answer.data.replace(b"3.7.3", b"3.7.0")
+        kind, allow = answer.headers.get("content-type"), answer.headers.get("allow")
+        return answer.headers.get(":status"), kind, allow, data
+
+    got = {program: said(server) for program, server in servers.items()}
     assert got["jotd"] == got["etcd"]

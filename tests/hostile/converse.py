@@ -5,7 +5,9 @@ Answers are read with an HPACK decoder, since servers compress them as they like
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 from dataclasses import dataclass, field
 
 import hpack
@@ -98,10 +100,15 @@ def frames(block: bytes, data: bytes | None, *, end: bool = True) -> bytes:
     return out
 
 
-def converse(port: int, request: bytes, *, wait_s: float = WAIT_S) -> Answer:
+def converse(
+    port: int, request: bytes, *, wait_s: float = WAIT_S, tls: ssl.SSLContext | None = None
+) -> Answer:
     """Sends frames after the preface, and reads until stream 1 is over."""
     answer = Answer()
-    with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as sock:
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=wait_s))
+        if tls is not None:
+            sock = stack.enter_context(tls.wrap_socket(sock, server_hostname="localhost"))
         sock.sendall(http2.PREFACE + http2.settings(initial_window=1 << 24))
         # What follows may be refused half-way.
         try:

@@ -68,6 +68,7 @@ pub(crate) async fn serve(
             conn: Rc::clone(&conn),
             state,
             ping: None,
+            pong_due: false,
             leaving: false,
         }
         .await;
@@ -147,6 +148,8 @@ struct Turns {
     conn: Rc<Conn>,
     state: State,
     ping: Option<PingPong>,
+    /// A ping was sent, and its answer not seen.
+    pong_due: bool,
     /// GOAWAY was sent.
     leaving: bool,
 }
@@ -206,6 +209,7 @@ impl Turns {
             && let Some(ping) = &mut self.ping
             && ping.send_ping(Ping::opaque()).is_ok()
         {
+            self.pong_due = true;
             self.conn.pinged_at_ms.set(Some(self.world.now_ms()));
         }
         loop {
@@ -238,10 +242,12 @@ impl Turns {
         if self.conn.wire.borrow().is_broken() {
             return Poll::Ready(Ended::Killed);
         }
-        if let Some(ping) = &mut self.ping
-            && self.conn.pinged_at_ms.get().is_some()
+        // Even if other frames were a sign of life before: h2 pings no more until it was asked for.
+        if self.pong_due
+            && let Some(ping) = &mut self.ping
             && let Poll::Ready(Ok(_)) = ping.poll_pong(cx)
         {
+            self.pong_due = false;
             self.conn.pinged_at_ms.set(None);
         }
         Poll::Pending

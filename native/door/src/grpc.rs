@@ -60,6 +60,9 @@ pub const MANY_REQUESTS: Status = Status::fixed(
 );
 /// A stream ended inside of a message.
 pub const CUT_SHORT: Status = Status::fixed(code::INTERNAL, "unexpected EOF");
+/// An answer whose length has no place in its prefix.
+pub const ANSWER_TOO_LONG: Status =
+    Status::fixed(code::RESOURCE_EXHAUSTED, "grpc: the answer is longer than a message may be");
 /// What grpc-go makes of a context whose time is up.
 pub const DEADLINE: Status = Status::fixed(code::DEADLINE_EXCEEDED, "context deadline exceeded");
 

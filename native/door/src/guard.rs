@@ -97,7 +97,8 @@ impl Bucket {
     fn take(&mut self, now_ms: u64) -> bool {
         let passed = now_ms.saturating_sub(self.at_ms);
         self.at_ms = now_ms;
-        self.tokens = self.burst.min(self.tokens + passed.saturating_mul(self.per_ms));
+        let earned = passed.saturating_mul(self.per_ms);
+        self.tokens = self.burst.min(self.tokens.saturating_add(earned));
         match self.tokens.checked_sub(1000) {
             Some(left) => {
                 self.tokens = left;

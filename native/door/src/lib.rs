@@ -11,7 +11,8 @@
 mod conn;
 pub mod grpc;
 pub mod guard;
-mod http1;
+#[doc(hidden)]
+pub mod http1;
 mod live;
 pub mod options;
 pub mod queue;

@@ -65,6 +65,16 @@ struct Reading {
     what: What,
 }
 
+impl Drop for Reading {
+    /// Whatever the service has not taken yet: the client cannot send more of this request, but the
+    /// stream may stay open for long, and its other ones share the connection's window.
+    fn drop(&mut self) {
+        let window = self.body.flow_control();
+        let used = window.used_capacity();
+        let _ = window.release_capacity(used);
+    }
+}
+
 enum What {
     Unary,
     ServerStream {
@@ -648,7 +658,11 @@ impl World {
         let Message { bytes, framed } = message;
         let mut added = bytes.len();
         if !framed {
-            let Some(prefix) = grpc::prefix(bytes.len()) else { return false };
+            let Some(prefix) = grpc::prefix(bytes.len()) else {
+                drop(live);
+                self.end(key, End::Grpc(grpc::ANSWER_TOO_LONG));
+                return false;
+            };
             added += PREFIX_BYTES;
             entry.out.push_back(Bytes::copy_from_slice(&prefix));
         }
@@ -727,7 +741,8 @@ impl World {
                 conn.blocked.borrow_mut().push(key);
                 return Sent::Waiting;
             }
-            send.reserve_capacity(front.len());
+            // h2 counts in 32 bits, and what one stream has reserved others have to wait for.
+            send.reserve_capacity(front.len().min(HANDED_BYTES_MAX));
             let capacity = send.capacity();
             if capacity == 0 {
                 let waker = waker.get_or_insert_with(|| conn.ready.waker(key));

@@ -238,6 +238,7 @@ pub struct Core {
     outbox: Mutex<Vec<Command>>,
     waker: Mutex<Option<Waker>>,
     wanted: AtomicBool,
+    /// In one order with `paused`, like the bytes: each side writes one and then looks at the other.
     waiting: AtomicUsize,
     waiting_bytes: AtomicUsize,
     /// Reading has stopped until Python has caught up.
@@ -305,8 +306,8 @@ impl Core {
             inbox.armed = true;
         }
         drop(inbox);
-        self.waiting.fetch_sub(calls.len() + events.len(), Ordering::Relaxed);
-        self.waiting_bytes.fetch_sub(weight(calls, events), Ordering::Relaxed);
+        self.waiting.fetch_sub(calls.len() + events.len(), Ordering::SeqCst);
+        self.waiting_bytes.fetch_sub(weight(calls, events), Ordering::SeqCst);
         if self.paused.load(Ordering::SeqCst) && !self.is_full() {
             self.wake();
         }
@@ -347,8 +348,8 @@ impl Core {
         if calls.is_empty() && events.is_empty() {
             return;
         }
-        self.waiting.fetch_add(calls.len() + events.len(), Ordering::Relaxed);
-        self.waiting_bytes.fetch_add(weight(calls, events), Ordering::Relaxed);
+        self.waiting.fetch_add(calls.len() + events.len(), Ordering::SeqCst);
+        self.waiting_bytes.fetch_add(weight(calls, events), Ordering::SeqCst);
         let mut inbox = lock(&self.inbox);
         inbox.calls.extend(calls.drain(..));
         inbox.events.extend(events.drain(..));
@@ -365,8 +366,8 @@ impl Core {
 
     /// True while Python has so much to do that no more is read.
     pub(crate) fn is_full(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) >= self.limits.waiting_max
-            || self.waiting_bytes.load(Ordering::Relaxed) >= self.limits.waiting_bytes_max
+        self.waiting.load(Ordering::SeqCst) >= self.limits.waiting_max
+            || self.waiting_bytes.load(Ordering::SeqCst) >= self.limits.waiting_bytes_max
     }
 
     /// Says that somebody waits for `is_full` to end.

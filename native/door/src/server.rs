@@ -124,8 +124,8 @@ impl Drop for Door {
     }
 }
 
-/// Ends the process if the door's thread panics: half a server would hang its clients silently.
-/// (Of a connection's task a panic ends only that connection.)
+/// Ends the process if the door's thread panics, or the tasks that it cannot be without: half a
+/// server would hang its clients silently. (Of a connection's task a panic ends only that one.)
 struct Alarm;
 
 impl Drop for Alarm {
@@ -202,6 +202,7 @@ async fn serve_commands(world: &Rc<World>, accepting: &mut Vec<Task<()>>) {
 }
 
 async fn listen(world: Rc<World>, listener: Listener, acceptor: Option<TlsAcceptor>) {
+    let _alarm = Alarm;
     enum Accepting {
         Tcp(TcpListener),
         Unix(UnixListener),
@@ -276,6 +277,7 @@ impl Drop for Open<'_> {
 
 /// Deadlines, keep-alive, and the end of a drain.
 async fn tick(world: Rc<World>) {
+    let _alarm = Alarm;
     let swept_at = Cell::new(0);
     let idle_since = Cell::new(None);
     loop {
@@ -313,7 +315,8 @@ fn sweep(world: &World) {
     for (_, conn) in world.conns.borrow().iter() {
         let Ok(wire) = conn.wire.try_borrow() else { continue };
         let silent_ms = now_ms.saturating_sub(wire.read_at_ms);
-        if !wire.guard.greeted && silent_ms >= ms(limits.handshake_max) {
+        let open_ms = now_ms.saturating_sub(wire.opened_at_ms);
+        if !wire.guard.greeted && open_ms >= ms(limits.handshake_max) {
             Stats::count(&world.core.stats.handshake_timeouts_total);
             conn.kill.set(true);
             conn.ready.wake_task();

@@ -43,6 +43,7 @@ pub(crate) struct Wire {
     pub guard: Guard,
     pub flood: Option<Flood>,
     pub read_at_ms: u64,
+    pub opened_at_ms: u64,
 }
 
 impl Wire {
@@ -62,6 +63,7 @@ impl Wire {
             busy: false,
             flood: None,
             read_at_ms: now_ms,
+            opened_at_ms: now_ms,
         };
         if matches!(wire.socket, Socket::Unix(_)) {
             wire.guard.headers = Some(Vec::new());

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import types
-from pathlib import Path
 
 import pytest
 
@@ -22,11 +22,11 @@ def native() -> types.ModuleType:
     return jotd_native
 
 
-def _contract(path: Path) -> tuple[dict[str, ast.AST], dict[str, dict[str, ast.AST]]]:
+def _contract(text: str) -> tuple[dict[str, ast.AST], dict[str, dict[str, ast.AST]]]:
     """Top-level names, and the members of classes, of a stub."""
     top: dict[str, ast.AST] = {}
     classes: dict[str, dict[str, ast.AST]] = {}
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(text).body:
         if isinstance(node, ast.ClassDef):
             top[node.name] = node
             members = [m for m in node.body if isinstance(m, ast.FunctionDef)]
@@ -39,11 +39,10 @@ def _contract(path: Path) -> tuple[dict[str, ast.AST], dict[str, dict[str, ast.A
     return top, classes
 
 
-def test_the_module_has_what_its_stub_says(native: types.ModuleType) -> None:
-    top, classes = _contract(PYI)
+def _check_names(native: types.ModuleType, text: str) -> None:
+    top, classes = _contract(text)
     public = {n for n in vars(native) if not n.startswith("_") or n == "__version__"}
-    # PyO3 puts the shared object into a package of the same name.
-    assert public - {"jotd_native"} == set(top)
+    assert public == set(top)
     for name, members in classes.items():
         found = getattr(native, name)
         own = {n for n in vars(found) if not n.startswith("_") or n == "__new__"}
@@ -56,8 +55,8 @@ def test_the_module_has_what_its_stub_says(native: types.ModuleType) -> None:
             assert inspect.isdatadescriptor(vars(found)[member]) == is_property, member
 
 
-def test_parameters_have_the_names_and_defaults_of_the_stub(native: types.ModuleType) -> None:
-    top, classes = _contract(PYI)
+def _check_parameters(native: types.ModuleType, text: str) -> None:
+    top, classes = _contract(text)
     every = [(getattr(native, n), node) for n, node in top.items()]
     for name, members in classes.items():
         found = getattr(native, name)
@@ -67,10 +66,19 @@ def test_parameters_have_the_names_and_defaults_of_the_stub(native: types.Module
         if not isinstance(node, ast.FunctionDef) or inspect.isdatadescriptor(thing):
             continue
         signature = inspect.signature(thing)
-        wanted = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
-        assert set(signature.parameters) - {"self"} == wanted, node.name
-        defaults = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        found = [p for p in signature.parameters.values() if p.name != "self"]
+        named = [p.name for p in found if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        assert named == [a.arg for a in node.args.args if a.arg not in ("self", "cls")], node.name
+        only = {p.name for p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        assert only == {a.arg for a in node.args.kwonlyargs}, node.name
+        positional = node.args.args[::-1], node.args.defaults[::-1]
+        defaults = [
+            *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
+            *itertools.zip_longest(*positional),
+        ]
         for argument, default in defaults:
+            if argument.arg in ("self", "cls"):
+                continue
             parameter = signature.parameters[argument.arg]
             if default is None:
                 assert parameter.default is inspect.Parameter.empty
@@ -79,3 +87,39 @@ def test_parameters_have_the_names_and_defaults_of_the_stub(native: types.Module
                 assert parameter.default == ast.literal_eval(default), argument.arg
         checked += 1
     assert checked > 15
+
+
+def test_the_module_is_what_its_stub_says(native: types.ModuleType) -> None:
+    _check_names(native, PYI.read_text())
+    _check_parameters(native, PYI.read_text())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("DRAINED: Final[int]\n", "DRIED: Final[int]\n"),
+        ("    def flush(self) -> None:\n", "    def flash(self) -> None:\n"),
+        ("    @property\n    def ports(", "    def ports("),
+        ("    def fileno(", "    @property\n    def fileno("),
+        ("    def finish(self, response: bytes)", "    def finish(self, answer: bytes)"),
+        (
+            "    def fail(self, code: int, message: str)",
+            "    def fail(self, message: str, code: int)",
+        ),
+        ("    def close(self, code: int = 0,", "    def close(self, code: int = 1,"),
+        ("    def drain(self)", "    def drain(self, grace_s: float)"),
+        ("        room_bytes: int = 1048576,\n", "        room_bytes: int = 1048577,\n"),
+        ("        request_bytes_max: int,\n", "        request_bytes_max: int = 0,\n"),
+        ("        room_bytes: int = 1048576,\n", ""),
+        ("@final\nclass Exchange:", "@final\nclass Exchanges:"),
+    ],
+)
+def test_a_stub_that_says_something_else_is_noticed(
+    native: types.ModuleType, old: str, new: str
+) -> None:
+    text = PYI.read_text()
+    assert old in text
+    text = text.replace(old, new)
+    with pytest.raises((AssertionError, AttributeError, KeyError)):
+        _check_names(native, text)
+        _check_parameters(native, text)

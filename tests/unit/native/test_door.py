@@ -19,7 +19,7 @@ from kvstore.transport.address import parse_listen_url
 from kvstore.transport.options import TransportOptions
 from kvstore.transport.seam import Call, Code, Kind, Stream, StreamHandler
 from tests.hostile import http2
-from tests.hostile.http2 import Connection
+from tests.hostile.http2 import Connection, request_headers
 from tests.peers import require_native
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ METHODS = ["/t.S/Echo", "/t.S/Hold", "/t.S/Big", "/t.S/Bidi"]
 async def serving(**options: Any) -> AsyncIterator[tuple[str, NativeTransport, Service]]:
     from kvstore.transport.native import NativeTransport
 
-    service = Service()
+    service = options.pop("service", None) or Service()
     url = options.pop("url", "http://127.0.0.1:0")
     transport = NativeTransport(
         TransportOptions(listen=(parse_listen_url(url),), **options), METHODS
@@ -284,6 +284,71 @@ def test_a_dead_peer_is_found_by_a_ping() -> None:
     run(main)
 
 
+def test_a_peer_that_dies_after_a_late_pong_is_found_too() -> None:
+    """Other frames are a sign of life; the pong behind them must not be left lying about."""
+
+    async def main() -> None:
+        async with serving(keepalive_interval_s=0.3, keepalive_timeout_s=0.6) as (
+            address,
+            transport,
+            _,
+        ):
+            connection = await Connection.open(address)
+            ping = b""
+            while not ping:
+                head = await connection.reader.readexactly(9)
+                payload = await connection.reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == http2.PING and not head[4] & http2.ACK:
+                    ping = payload
+            await asyncio.sleep(0.05)
+            await connection.send(http2.frame(http2.WINDOW_UPDATE, 0, 0, b"\0\0\0\1"))
+            # Longer than the server takes to see the sign of life and to forget its ping.
+            await asyncio.sleep(0.5)
+            await connection.send(http2.frame(http2.PING, http2.ACK, 0, ping))
+            await until(lambda: transport.stats()["keepalive_timeouts_total"] == 1)
+            connection.close()
+
+    run(main)
+
+
+def test_a_greeting_that_trickles_is_given_up() -> None:
+    async def main() -> None:
+        import jotd_native
+
+        door = jotd_native.Door(
+            [("tcp", "127.0.0.1", 0, False)], [], request_bytes_max=100, handshake_max_s=0.5
+        )
+        try:
+            connection = await Connection.open(f"127.0.0.1:{door.ports[0]}", greet=False)
+            await connection.send(http2.PREFACE + http2.frame(99, 0, 0, b"x" * 10_000)[:9])
+            async with asyncio.timeout(WAIT_S):
+                while await connection.send(b"x"):
+                    await asyncio.sleep(0.02)
+            assert door.stats()["handshake_timeouts_total"] == 1
+        finally:
+            door.stop()
+
+    run(main)
+
+
+def test_a_fault_in_an_event_costs_only_that_event() -> None:
+    class Faulty(Service):
+        def unimplemented(self, method: str) -> str:
+            raise RuntimeError("a fault in the service")
+
+    async def main() -> None:
+        async with (
+            serving(service=Faulty()) as (address, _, _),
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            for _ in range(3):
+                unknown = channel.unary_unary("/t.S/Nope")(b"", timeout=WAIT_S)
+                assert await unknown.code() is grpc.StatusCode.INTERNAL
+                assert await channel.unary_unary("/t.S/Echo")(b"a", timeout=WAIT_S) == b"a"
+
+    run(main)
+
+
 def test_calls_that_are_never_answered_take_nothing_with_them() -> None:
     """I8: dropped by the service, cancelled by the client, or cut off with the connection."""
 
@@ -346,6 +411,41 @@ def test_big_answers_are_cut_to_the_windows_and_whole() -> None:
                 answers = await asyncio.gather(*(big(b"%d" % size) for size in sizes))
                 assert [len(a) for a in answers] == sizes
                 assert all(set(a) <= {ord("x")} for a in answers)
+
+    run(main)
+
+
+def test_requests_that_are_over_leave_no_hole_in_the_window() -> None:
+    """Streams may stay open for long behind their client's last message."""
+
+    async def main() -> None:
+        async with serving() as (address, _, service):
+            connection = await Connection.open(address, window=0)
+
+            async def opened() -> int:
+                """By how much the next frame opens the connection's window."""
+                head = await connection.reader.readexactly(9)
+                payload = await connection.reader.readexactly(int.from_bytes(head[:3], "big"))
+                ours = head[3] == http2.WINDOW_UPDATE and head[5:] == bytes(4)
+                return int.from_bytes(payload, "big") if ours else 0
+
+            async with asyncio.timeout(WAIT_S):
+                while not await opened():
+                    pass
+            message = b"\0" + (16_000).to_bytes(4, "big") + b"x" * 16_000
+            headers = request_headers(BIDI)
+            for stream in range(1, 301, 2):
+                await connection.send(
+                    http2.frame(http2.HEADERS, http2.END_HEADERS, stream, headers)
+                    + http2.frame(http2.DATA, http2.END_STREAM, stream, message)
+                )
+            await until(lambda: len(service.streams) == 150)
+            total = 0
+            async with asyncio.timeout(WAIT_S):
+                while total < 1 << 20:
+                    total += await opened()
+            assert not any(echo.closed.is_set() for echo in service.streams)
+            connection.close()
 
     run(main)
 
@@ -434,24 +534,56 @@ def test_http_on_the_same_port(tmp_path: Path) -> None:
                 connection.close()
                 return got
 
-            got = await ask(b"GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert got == (
-                b"HTTP/1.1 200 OK\r\nX-Y: z\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
-            )
-            got = await ask(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert got.endswith(b"Content-Length: 5\r\nConnection: close\r\n\r\n")
+            one = b"HTTP/1.1 200 OK\r\nX-Y: z\r\nContent-Length: 5\r\n"
+            last = one + b"Connection: close\r\n\r\n"
+            get = b"GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n"
+            got = await ask(get + b"HEAD / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" + get)
+            assert got == one + b"\r\nhello" + last
             assert seen == [("GET", "/a?b=c", "h"), ("HEAD", "/", "h")]
             for bad, status in [
                 (b"\x16\x03\x01\x02\x00\x01", 400),
-                (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
-                (b"GET / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413),
-                (b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
-                (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
+                (b"GET / HTTP/1.1\r\n\r\n", 400),
+                (b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", 400),
+                (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: x\r\n\r\n", 501),
+                (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
                 (b"GET / HTTP/1.1\r\nA: " + b"b" * 20_000, 431),
             ]:
                 got = await ask(bad)
                 assert got.startswith(b"HTTP/1.1 %d " % status), (bad[:60], got)
             assert len(seen) == 2
+            # Nobody reads a body: one that is long, or may be, ends the connection.
+            for unread in (b"Content-Length: 99999999999", b"Transfer-Encoding: chunked"):
+                got = await ask(b"PUT / HTTP/1.1\r\nHost: h\r\n" + unread + b"\r\n\r\n" + get)
+                assert got == last + b"hello"
+            assert len(seen) == 4
+
+    run(main)
+
+
+def test_a_drain_says_goaway_and_answers_what_is_under_way() -> None:
+    async def main() -> None:
+        async with serving() as (address, transport, service):
+            connection = await Connection.open(address)
+            await connection.send(http2.call(1, b"/t.S/Hold", b"x"))
+            await until(lambda: bool(service.held))
+            draining = asyncio.ensure_future(transport.drain(WAIT_S))
+            # First that nothing new shall come (and a ping, to know when that was read), ...
+            head = b""
+            while head[3:4] != b"\x07":
+                head = await connection.reader.readexactly(9)
+                payload = await connection.reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == http2.PING and not head[4] & http2.ACK:
+                    await connection.send(http2.frame(http2.PING, http2.ACK, 0, payload))
+            assert payload == (2**31 - 1).to_bytes(4, "big") + bytes(4)
+            with pytest.raises(OSError, match=r"refused|reset"):
+                await Connection.open(address)
+            # ... then the answer, though it took its time.
+            await asyncio.sleep(0.5)
+            assert not draining.done()
+            service.held.pop().finish(b"late")
+            assert b"late" in await answer(connection)
+            await draining
+            connection.close()
 
     run(main)
 

@@ -71,6 +71,8 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], within_s: float = 3600.0) ->
 
 class FakePeer:
     address = "test"
+    common_name = None
+    certificate_names = ()
 
     def metadata(self, key: str) -> str | None:
         return None

@@ -19,9 +19,10 @@ import uvloop
 from kvstore.transport.address import parse_listen_url
 from kvstore.transport.grpccore import STOPPED
 from kvstore.transport.grpcio import GrpcioTransport
-from kvstore.transport.options import TransportOptions
+from kvstore.transport.options import Tls, TransportOptions
 from kvstore.transport.seam import Call, Code, Kind, Stream, Transport
 from tests.peers import require_native
+from tests.pki import make_certificate, make_pki
 
 LIMIT = 1000
 WAIT_S = 10.0
@@ -92,12 +93,14 @@ class Service:
                 call.finish(call.request)
                 call.finish(b"the second answer is a no-op")
             elif name == "Fail":
-                call.fail(Code.OUT_OF_RANGE, "etcdserver: mvcc: ä\n%")
+                call.fail(Code.OUT_OF_RANGE, call.request.decode())
             elif name == "Hold":
                 self.held.append(call)
                 self.opened.set()
             elif name == "Who":
-                call.finish(f"{call.peer.address} {call.peer.metadata('hasleader')}".encode())
+                keys = ("hasleader", *call.request.decode().split())
+                values = [str(call.peer.metadata(key)) for key in keys]
+                call.finish(" ".join((call.peer.address, *values)).encode())
             else:
                 raise RuntimeError("a fault in the service")
 
@@ -183,13 +186,53 @@ def test_unary_calls_are_answered_in_batches() -> None:
     run(main)
 
 
-def test_errors_carry_code_and_text() -> None:
+TEXTS = [
+    "",
+    "etcdserver: mvcc: ä\n%",
+    "日本語 ☃ 😀",
+    "%41%zz%",
+    " blanks ",
+    '\x00\x1f\x7f\r\n\t"\\',
+    "long " * (LIMIT // 5),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=[str(n) for n in range(len(TEXTS))])
+def test_errors_carry_any_text(text: str) -> None:
+    def script(handler: Handler, message: bytes) -> None:
+        handler.stream.close(Code.ABORTED, message.decode())
+
+    async def main() -> None:
+        async with client(Service(script)) as channel:
+            unary = status(call(channel, "Fail", text.encode()))
+            assert await unary == (grpc.StatusCode.OUT_OF_RANGE, text)
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(text.encode())
+            assert await status(stream.read()) == (grpc.StatusCode.ABORTED, text)
+
+    run(main)
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code is not Code.OK])
+def test_every_code_arrives(code: Code) -> None:
+    def script(handler: Handler, message: bytes) -> None:
+        handler.stream.send(b"one")
+        handler.stream.close(code, "behind a message")
+
+    async def main() -> None:
+        async with client(Service(script)) as channel:
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(b"a")
+            assert await stream.read() == b"one"
+            found, text = await status(stream.read())
+            assert (found.value[0], text) == (code.value, "behind a message")
+
+    run(main)
+
+
+def test_methods_that_do_not_exist() -> None:
     async def main() -> None:
         async with client(Service()) as channel:
-            assert await status(call(channel, "Fail")) == (
-                grpc.StatusCode.OUT_OF_RANGE,
-                "etcdserver: mvcc: ä\n%",
-            )
             assert await status(call(channel, "Nope")) == (
                 grpc.StatusCode.UNIMPLEMENTED,
                 "unknown method /t.S/Nope",
@@ -275,10 +318,50 @@ def test_a_call_sees_its_cancellation_and_its_deadline() -> None:
 def test_peer_and_metadata() -> None:
     async def main() -> None:
         async with client(Service()) as channel:
-            answer = await call(channel, "Who", metadata=(("hasleader", "true"),))
+            answer = await call(channel, "Who", b"", metadata=(("hasleader", "true"),))
             assert answer.startswith(b"127.0.0.1:")
             assert answer.endswith(b" true")
-            assert (await call(channel, "Who")).endswith(b" None")
+            assert (await call(channel, "Who", b"")).endswith(b" None")
+            keys = {"client-api-version": "3.6", "authorization": "a.1", "token": "t", "x": "y"}
+            every = (("hasleader", "true"), *keys.items(), ("x", "second"))
+            answer = await call(channel, "Who", " ".join(keys).encode(), metadata=every)
+            assert answer.split()[1:] == [b"true", b"3.6", b"a.1", b"t", b"y"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["client", None])
+def test_the_names_of_a_certificate(tmp_path: Path, name: str | None) -> None:
+    pki = make_pki(tmp_path)
+    make_certificate(pki, "named", subject="/CN=node-1", names="DNS:node.example,IP:10.1.2.3")
+    trusted = pki / "ca.crt" if name else None
+    own = [(pki / f"named.{end}").read_bytes() for end in ("key", "crt")] if name else ()
+
+    async def main() -> None:
+        service = Service()
+        url = parse_listen_url("https://127.0.0.1:0")
+        tls = Tls(pki / "server.crt", pki / "server.key", trusted)
+        transport = make_transport(TransportOptions(listen=(url,), tls=tls))
+        await transport.start(service)
+        credentials = grpc.ssl_channel_credentials((pki / "ca.crt").read_bytes(), *own)
+        async with grpc.aio.secure_channel(transport.bound[0].netloc, credentials) as channel:
+            held = asyncio.ensure_future(call(channel, "Hold"))
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(b"a")
+            assert await stream.read() == b"a"
+            while not service.held:
+                await asyncio.sleep(0.01)
+            for peer in (service.held[0].peer, service.handlers[0].stream.peer):
+                if name is None:
+                    assert (peer.common_name, list(peer.certificate_names)) == (None, [])
+                else:
+                    assert peer.common_name == "node-1"
+                    assert peer.certificate_names[0] == "node-1"
+                    assert sorted(peer.certificate_names[1:]) == ["10.1.2.3", "node.example"]
+            service.held[0].finish(b"y")
+            assert await held == b"y"
+            stream.cancel()
+        await transport.drain(0.2)
 
     run(main)
 
@@ -341,6 +424,57 @@ def test_half_close_and_disconnect() -> None:
     run(main)
 
 
+def test_a_stream_sees_its_deadline() -> None:
+    async def main() -> None:
+        service = Service()
+        async with client(service) as channel:
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=0.3)
+            await stream.write(b"a")
+            assert await stream.read() == b"a"
+            code, _ = await status(stream.read())
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+            handler = service.handlers[0]
+            await asyncio.wait_for(handler.closed.wait(), WAIT_S)
+            # gRPC core may tell of the client's silence first.
+            assert handler.events[-1:] == ["closed"] and handler.events.count("closed") == 1
+            handler.stream.send(b"into the void")
+            assert await call(channel, "Echo") == b"x"
+
+    run(main)
+
+
+def test_a_stream_that_is_full_sees_its_client_go() -> None:
+    async def main() -> None:
+        service = Service()
+        async with client(service, stream_room_bytes=1000) as channel:
+            stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
+            await stream.write(b"a")
+            await asyncio.wait_for(service.opened.wait(), WAIT_S)
+            handler = service.handlers[0]
+            for _ in range(100):
+                handler.stream.send(b"x" * 100_000)
+            assert handler.stream.room < 0
+            stream.cancel()
+            await asyncio.wait_for(handler.closed.wait(), WAIT_S)
+            assert await call(channel, "Echo") == b"x"
+
+    run(main)
+
+
+def test_several_listeners_serve_the_same() -> None:
+    async def main() -> None:
+        urls = tuple(parse_listen_url("http://127.0.0.1:0") for _ in range(3))
+        transport = make_transport(TransportOptions(listen=urls))
+        await transport.start(Service())
+        assert len({url.port for url in transport.bound}) == 3
+        for url in transport.bound:
+            async with grpc.aio.insecure_channel(url.netloc) as channel:
+                assert await call(channel, "Echo") == b"x"
+        await transport.drain(0.2)
+
+    run(main)
+
+
 def test_a_server_stream_gets_its_one_message() -> None:
     def script(handler: Handler, message: bytes) -> None:
         for n in range(3):
@@ -384,7 +518,8 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
             flooding = asyncio.ensure_future(flood())
             await asyncio.wait_for(service.opened.wait(), WAIT_S)
             handler = service.handlers[0]
-            while handler.stream.room > 0:
+            # Once full it is read from again when half of it is free, and that never comes.
+            while handler.stream.room > 100_000 // 2:
                 await asyncio.sleep(0.01)
             # Filled: what core and the kernel buffer comes on top, but it ends.
             taken = -1
@@ -423,6 +558,25 @@ def test_drain_answers_what_is_under_way_and_ends_streams() -> None:
             async with grpc.aio.insecure_channel(address) as channel:
                 code, _ = await status(call(channel, "Echo"))
                 assert code is grpc.StatusCode.UNAVAILABLE
+
+    run(main)
+
+
+def test_drain_waits_for_a_client_that_takes_its_time() -> None:
+    """An answer under way is sent to its end, however many windows it takes."""
+
+    async def main() -> None:
+        service = Service()
+        async with serving(service) as (address, transport):
+            options = [("grpc.max_receive_message_length", -1)]
+            async with grpc.aio.insecure_channel(address, options=options) as channel:
+                held = asyncio.ensure_future(call(channel, "Hold"))
+                await asyncio.wait_for(service.opened.wait(), WAIT_S)
+                draining = asyncio.ensure_future(transport.drain(WAIT_S))
+                await asyncio.sleep(0.2)
+                service.held[0].finish(b"y" * (30 << 20))
+                assert len(await held) == 30 << 20
+                await draining
 
     run(main)
 
