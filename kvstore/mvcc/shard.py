@@ -11,7 +11,7 @@ from kvstore.mvcc.version import Version
 VERSION_OVERHEAD_BYTES = 256
 """What a kept version costs besides its wire bytes: objects, index and history entries.
 
-Measured at one million keys (BENCHMARKS in ARCHITECTURE.md); counted in sizes and quotas.
+Measured at one million keys (`make bench ARGS=million`); counted in sizes and quotas.
 """
 
 
