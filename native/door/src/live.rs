@@ -69,9 +69,12 @@ impl Drop for Reading {
     /// Whatever the service has not taken yet: the client cannot send more of this request, but the
     /// stream may stay open for long, and its other ones share the connection's window.
     fn drop(&mut self) {
-        let window = self.body.flow_control();
-        let used = window.used_capacity();
-        let _ = window.release_capacity(used);
+        // Of the others everything was released when it was read.
+        if matches!(self.what, What::BidiStream { .. }) {
+            let window = self.body.flow_control();
+            let used = window.used_capacity();
+            let _ = window.release_capacity(used);
+        }
     }
 }
 
