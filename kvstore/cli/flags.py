@@ -101,7 +101,7 @@ _SERVED = (
         values.unsigned,
         "0",
         "Write requests after which a snapshot is taken and the journal trimmed; 0: when the "
-        "journal has grown by half of the last snapshot.",
+        "journal has grown by as much as the last snapshot has.",
     ),
     _flag(
         "Member",
