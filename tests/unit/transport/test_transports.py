@@ -177,9 +177,14 @@ def test_unary_calls_are_answered_in_batches() -> None:
         service = Service()
         async with client(service) as channel:
             requests = [b"%d" % n for n in range(200)]
-            answers = await asyncio.gather(*(call(channel, "Echo", r) for r in requests))
-            assert answers == requests
-            assert sum(service.batches) == 200
+            # How many come in one turn of the loop is not the transport's to say: client and server
+            # share it here. That they are handed over together when they do is.
+            for tries in range(1, 51):
+                answers = await asyncio.gather(*(call(channel, "Echo", r) for r in requests))
+                assert answers == requests
+                assert sum(service.batches) == 200 * tries
+                if max(service.batches) > 1:
+                    break
             assert max(service.batches) > 1
             assert await call(channel, "Echo", b"") == b""
 
