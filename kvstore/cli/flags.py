@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvstore.cli import values
+from kvstore.runtime.sources import VARIABLE as PURE_PYTHON
 
 ENV_PREFIX = "JOTD_"
 
@@ -475,6 +476,8 @@ def _from_environ(
 ) -> Iterable[tuple[str, str, str]]:
     for variable in sorted(environ):
         if not variable.startswith(ENV_PREFIX) or not environ[variable]:
+            continue
+        if variable == PURE_PYTHON:
             continue
         name = _canonical(variable.removeprefix(ENV_PREFIX).lower().replace("_", "-"))
         if name is None:
