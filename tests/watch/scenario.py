@@ -87,7 +87,8 @@ async def run(endpoint: str, seed: int, size: Size, *, etcd_faults: bool = False
 
     `etcd_faults` forgives what etcd itself gets wrong: an absent prev_kv (it reads the previous
     value when it sends the event, and by then it may be gone; seen under load also far above the
-    last compaction, one run in twenty), and no progress on a stream on which compaction ended a watch (it goes on to wait for that watch).
+    last compaction, one run in twenty), and no progress on a stream on which compaction ended a
+    watch (it goes on to wait for that watch).
     """
     rng = random.Random(seed)
     recorder = Recorder()
