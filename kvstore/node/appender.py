@@ -1,8 +1,8 @@
 """Appending: one task takes batches to the journal and back.
 
 While one append is under way the next batch fills, so a sync is shared by everything that
-arrived meanwhile (group commit). The expected tail makes each append conditional: that is the
-fence (I6).
+arrived meanwhile (group commit; `gathering` tells when to wait for more). The expected tail makes
+each append conditional: that is the fence (I6).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from journal.contract import Conflict, Journal, JournalError, NoSpace, Unknown
 from kvstore.node import errors
 from kvstore.node.committer import Committer
+from kvstore.node.gathering import GATHER_S, Gathering
 from kvstore.node.proposer import Batch, Proposer
 from kvstore.node.slicer import Slicer
 
@@ -30,9 +31,11 @@ class Appender:
         self,
         journal: Journal,
         slicer: Slicer,
+        gathering: Gathering,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._journal = journal
+        self._gathering = gathering
         self._slicer = slicer
         self._on_failure = on_failure
         self._ready = asyncio.Event()
@@ -59,8 +62,12 @@ class Appender:
 
     async def _run(self, proposer: Proposer, committer: Committer) -> None:
         """Until the journal fails, or applying does: then nothing more is served (I10)."""
+        loop = asyncio.get_running_loop()
         try:
             while True:
+                wanted = self._gathering.wanted(loop.time())
+                if proposer.is_short_of(wanted):
+                    await self._gather(proposer, wanted)
                 batch = proposer.take()
                 if batch is None:
                     self._ready.clear()
@@ -74,6 +81,17 @@ class Appender:
             proposer.refused(errors.Stopped())
             self._on_failure(failure)
 
+    async def _gather(self, proposer: Proposer, wanted: int) -> None:
+        """Wait until the open batch holds as many as it should, or somebody waits for it."""
+        self._ready.clear()
+        proposer.wake_at = wanted
+        timer = asyncio.get_running_loop().call_later(GATHER_S, self._ready.set)
+        try:
+            await self._ready.wait()
+        finally:
+            timer.cancel()
+            proposer.wake_at = 1
+
     async def _take_through(self, batch: Batch, proposer: Proposer, committer: Committer) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -85,7 +103,9 @@ class Appender:
             return
         self.committing = True
         self.appends += 1
-        self.observe_append(loop.time() - started, batch.nbytes, len(batch.replies))
+        now = loop.time()
+        self._gathering.appended(now, proposer.under_way)
+        self.observe_append(now - started, batch.nbytes, len(batch.replies))
         await self._slicer.run(committer.commit_steps(batch))
         self.committing = False
 

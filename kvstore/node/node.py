@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from kvstore.node.commands import (
     nothing,
 )
 from kvstore.node.committer import Committer
+from kvstore.node.gathering import Gathering
 from kvstore.node.operation import Operation
 from kvstore.node.proposer import Proposer
 from kvstore.node.recovery import Recovery
@@ -62,7 +64,10 @@ class Node:
         table: PartitionTable,
         options: NodeOptions,
         loop: asyncio.AbstractEventLoop,
+        cpu_s: Callable[[], float] = time.thread_time,
     ) -> None:
+        """`cpu_s` is the processor time of the loop's thread."""
+        self._cpu_s = cpu_s
         self.options = options
         self.journal = journal
         self.table = table
@@ -99,7 +104,7 @@ class Node:
         tail = await self._fence(opened.identity, opened.tail)
         self.state.lessor.renew_all(self.now())
         self.hub = Hub(self.state.store)
-        self.appender = Appender(self.journal, self.slicer, self._fail)
+        self.appender = Appender(self.journal, self.slicer, Gathering(self._cpu_s), self._fail)
         self.proposer = Proposer(
             self.state, self.journal, self.slicer, self.now, self.appender.wake
         )

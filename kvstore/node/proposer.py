@@ -119,6 +119,8 @@ class Proposer:
         self.is_capped: Callable[[], bool] = lambda: False
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         self.failed = 0
+        self.wake_at = 1
+        """Requests in the open batch at which `wake` is called."""
 
     # -- intake ----------------------------------------------------------------------------
 
@@ -130,8 +132,12 @@ class Proposer:
     @property
     def waiting(self) -> int:
         """Operations that are not committed yet."""
-        flying = sum(len(batch.replies) for batch in self._flying)
-        return len(self._queue) + len(self._open.replies) + flying
+        return len(self._queue) + self.under_way
+
+    @property
+    def under_way(self) -> int:
+        """Operations whose answer waits for the journal."""
+        return len(self._open.replies) + sum(len(batch.replies) for batch in self._flying)
 
     @property
     def _pending(self) -> bool:
@@ -151,6 +157,7 @@ class Proposer:
                 return
             self._queued_bytes += operation.nbytes
             self._queue.append(operation)
+            self._wake()
         else:
             self._propose(operation)
 
@@ -311,8 +318,6 @@ class Proposer:
         batch.nbytes += nbytes
         self._bytes += nbytes
         self._reply_with(batch, operation, response)
-        if first:
-            self._wake()
         return True
 
     def _journal_failed(self, failure: JournalError) -> None:
@@ -355,8 +360,15 @@ class Proposer:
         batch.reply_bytes += weight
         self._reply_bytes += weight
         batch.replies.append((operation, outcome))
+        if len(batch.replies) == self.wake_at:
+            self._wake()
 
     # -- to the journal and back -----------------------------------------------------------
+
+    def is_short_of(self, wanted: int) -> bool:
+        """Whether the open batch has some requests, but fewer, and nobody waits for it to go."""
+        count = len(self._open.replies)
+        return 0 < count < wanted and not (self._queue or self._held or self._full)
 
     def take(self) -> Batch | None:
         """The next batch for the journal; None if there is none."""
