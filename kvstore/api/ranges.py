@@ -19,7 +19,7 @@ from kvstore.pb import rpc_pb2 as pb
 
 Bounds = tuple[bytes, bytes | None]
 
-SPILL_BYTES = 256 << 10
+SPILL_BYTES = 1 << 20
 """A long answer is put together in pieces of about this size."""
 
 
@@ -41,6 +41,13 @@ def is_plain_get(request: pb.RangeRequest) -> bool:
         or request.count_only
         or checks.has_revision_filters(request)
     )
+
+
+class Spill(Protocol):
+    """Takes the pieces of a long answer, all but the last."""
+
+    def write(self, part: bytes, /) -> object:
+        """Take the next piece."""
 
 
 class Reader(Protocol):
@@ -92,16 +99,19 @@ class StoreReader:
 class KeyValues:
     """Collects the kvs of an answer, behind a head, as bytes.
 
+    With a `spill`, that gets all but the end of a long answer.
+
     keys_only leaves out the lease as well as the value, unless the request sorts by value:
     etcd 3.7 answers it from its index, which knows no leases.
     """
 
-    __slots__ = ("_encode", "_parts", "_size", "_spill")
+    __slots__ = ("_encode", "_own", "_parts", "_size", "_spill")
 
-    def __init__(self, request: pb.RangeRequest, head: bytes) -> None:
-        self._parts = [head]
+    def __init__(self, request: pb.RangeRequest, head: bytes, spill: Spill | None = None) -> None:
+        self._parts: list[bytes] = [head]
         self._size = len(head)
-        self._spill: BytesIO | None = None
+        self._spill = spill
+        self._own: BytesIO | None = None
         self._encode: Callable[[Version], bytes] | None = None
         if request.keys_only:
             by_value = request.sort_target == pb.RangeRequest.VALUE
@@ -109,30 +119,31 @@ class KeyValues:
 
     def add(self, versions: list[Version]) -> None:
         """Add pairs; about SLICE of them make one step."""
-        if self._encode is None:
-            parts = [version.framed for version in versions]
-        else:
-            parts = [self._encode(version) for version in versions]
-        self._parts.extend(parts)
-        self._size += sum(map(len, parts))
-        if self._size >= SPILL_BYTES or len(self._parts) >= SLICE:
+        parts, encode = self._parts, self._encode
+        size = 0
+        for version in versions:
+            part = version.framed if encode is None else encode(version)
+            size += len(part)
+            parts.append(part)
+        self._size += size
+        if self._size >= SPILL_BYTES or len(parts) > SLICE + 1:
             if self._spill is None:
-                self._spill = BytesIO()
-            self._spill.write(b"".join(self._parts))
-            self._parts.clear()
+                self._spill = self._own = BytesIO()
+            self._spill.write(b"".join(parts))
+            parts.clear()
             self._size = 0
 
     def finish(self, more: bool, count: int) -> bytes:
-        """The whole answer."""
+        """The whole answer, or what the spill has not got."""
         parts = self._parts
         if more:
             parts.append(b"\x18\x01")
         if count:
             parts.append(b"\x20" + varint(count))
-        if self._spill is None:
+        if self._own is None:
             return b"".join(parts)
-        self._spill.write(b"".join(parts))
-        return self._spill.getvalue()
+        self._own.write(b"".join(parts))
+        return self._own.getvalue()
 
 
 def _with_lease_only(version: Version) -> bytes:
@@ -141,8 +152,10 @@ def _with_lease_only(version: Version) -> bytes:
     )
 
 
-def range_steps(reader: Reader, request: pb.RangeRequest, head: bytes) -> Steps[bytes]:
-    """A RangeResponse whose header is `head`.
+def range_steps(
+    reader: Reader, request: pb.RangeRequest, head: bytes, spill: Spill | None = None
+) -> Steps[bytes]:
+    """A RangeResponse whose header is `head`, or the end of a long one if there is a spill.
 
     The request's revision has been checked. How limit, order, and filters play together is
     etcd's (server/etcdserver/txn/range.go): without an order the limit is applied in key order,
@@ -152,7 +165,7 @@ def range_steps(reader: Reader, request: pb.RangeRequest, head: bytes) -> Steps[
     if not request.range_end and not revision:
         return get(reader, request, head)
     low, high = bounds(request.key, request.range_end)
-    answer = KeyValues(request, head)
+    answer = KeyValues(request, head, spill)
     if request.count_only:
         return answer.finish(False, (yield from reader.count_steps(low, high, revision)))
     limit = max(request.limit, 0)

@@ -191,7 +191,7 @@ class EtcdService:
             return
         revision = self._store.read_revision(request.revision)
         reader = StoreReader(self._store, self._node.now())
-        job = range_steps(reader, request, self._headers.at(reader.read_revision))
+        job = range_steps(reader, request, self._headers.at(reader.read_revision), call)
         self._run(call, self._pinned(revision, job) if request.range_end else job)
 
     # -- writes ----------------------------------------------------------------------------

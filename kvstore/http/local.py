@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from kvstore.pb import rpc_pb2
+from kvstore.transport.pieces import Pieces
 from kvstore.transport.seam import Call, Code, Peer, Service
 
 #: etcd's own time limit on requests, and on the reads of its health checks.
@@ -37,14 +38,18 @@ class _LocalCall:
         self.request = request
         self.peer: Peer = _LocalPeer()
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._pieces = Pieces()
 
     @property
     def cancelled(self) -> bool:
         return self.answer.cancelled()
 
+    def write(self, part: bytes) -> None:
+        self._pieces.write(part)
+
     def finish(self, response: bytes) -> None:
         if not self.answer.done():
-            self.answer.set_result(response)
+            self.answer.set_result(self._pieces.joined(response))
 
     def fail(self, code: Code, message: str) -> None:
         if not self.answer.done():

@@ -124,6 +124,10 @@ class _Counted:
     def cancelled(self) -> bool:
         return self._call.cancelled
 
+    def write(self, part: bytes) -> None:
+        self._counters.sent_bytes += len(part)
+        self._call.write(part)
+
     def finish(self, response: bytes) -> None:
         counters = self._counters
         counters.codes[_OK] += 1

@@ -30,6 +30,7 @@ from kvstore.transport.grpccore import (
     too_large,
 )
 from kvstore.transport.options import TransportOptions
+from kvstore.transport.pieces import Pieces
 from kvstore.transport.seam import Call, Code, Kind, Peer, Service, StreamHandler
 
 log = logging.getLogger(__name__)
@@ -292,13 +293,14 @@ class _Peer:
 class _GrpcCall:
     """A unary call; its answer is what the handler's coroutine waits for."""
 
-    __slots__ = ("_context", "answer", "method", "peer", "request")
+    __slots__ = ("_context", "_pieces", "answer", "method", "peer", "request")
 
     def __init__(self, method: str, request: bytes, peer: Peer, context: Any) -> None:
         self.method = method
         self.request = request
         self.peer = peer
         self._context = context
+        self._pieces: Pieces | None = None
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     @property
@@ -307,9 +309,17 @@ class _GrpcCall:
         # deadline passes; the second test sees a deadline that core has not come to yet.
         return self.answer.cancelled() or self._context.time_remaining() == 0
 
+    def write(self, part: bytes) -> None:
+        if self.answer.done():
+            return
+        if self._pieces is None:
+            self._pieces = Pieces()
+        self._pieces.write(part)
+
     def finish(self, response: bytes) -> None:
         if not self.answer.done():
-            self.answer.set_result(response)
+            pieces = self._pieces
+            self.answer.set_result(response if pieces is None else pieces.joined(response))
 
     def fail(self, code: Code, message: str) -> None:
         if not self.answer.done():

@@ -70,7 +70,7 @@ class Call(Protocol):
     """One unary request and the place for its answer.
 
     Exactly one of `finish` and `fail` is called, once, now or later, on the loop's thread. Both
-    are no-ops when the client is gone.
+    are no-ops when the client is gone, and so is `write`.
     """
 
     @property
@@ -92,8 +92,14 @@ class Call(Protocol):
         A service drops such a call before it is proposed, and not after (R12).
         """
 
+    def write(self, part: bytes) -> None:
+        """A part of a message that is too long to be one object: `finish` has the last one.
+
+        A gigabyte in one object holds the loop when it is freed.
+        """
+
     def finish(self, response: bytes) -> None:
-        """Answer with a message."""
+        """Answer with a message, which begins with what `write` was given."""
 
     def fail(self, code: Code, message: str) -> None:
         """Answer with an error."""

@@ -1,14 +1,15 @@
 //! Unary calls, streams and peers as Python sees them (`kvstore.transport.seam`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use jotd_door::grpc::{PREFIX_BYTES, Status};
 use jotd_door::queue::{Command, HttpAnswer, HttpRequest, Key, Meta, Room};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
-use crate::link::{Link, add, status};
+use crate::link::{Link, MethodCounts, add, lock, status};
 
 /// Told to the client of a call that Python dropped without an answer.
 const DROPPED: Status = Status::fixed(13, "internal error; the server's log has the details");
@@ -57,13 +58,56 @@ pub struct Call {
     #[pyo3(get)]
     pub request: Py<PyBytes>,
     pub answered: AtomicBool,
+    pub written: Mutex<Option<Written>>,
+}
+
+/// What an answer begins with, in pieces that the door's thread frees as they are sent: to free all
+/// of a long answer at once takes longer than the interpreter lock may be held.
+#[derive(Default)]
+pub struct Written {
+    full: Vec<Bytes>,
+    last: Vec<u8>,
+}
+
+/// The size of a piece.
+const PIECE_BYTES: usize = 1 << 20;
+
+impl Written {
+    fn add(&mut self, mut part: &[u8]) {
+        while !part.is_empty() {
+            if self.last.capacity() == 0 {
+                self.last.reserve_exact(PIECE_BYTES);
+            }
+            let room = PIECE_BYTES - self.last.len();
+            let (head, rest) = part.split_at(part.len().min(room));
+            self.last.extend_from_slice(head);
+            if self.last.len() == PIECE_BYTES {
+                self.full.push(Bytes::from(std::mem::take(&mut self.last)));
+            }
+            part = rest;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        self.full.push(Bytes::from(self.last));
+        self.full
+    }
 }
 
 impl Call {
+    fn counts(&self) -> Option<&MethodCounts> {
+        self.link.counts.get(usize::from(self.meta.as_ref()?.method))
+    }
+
+    fn count_bytes(&self, count: usize) {
+        if let Some(counts) = self.counts() {
+            add(&counts.sent_bytes, count as u64);
+        }
+    }
+
     fn ended(&self, code: u8) {
-        let Some(meta) = &self.meta else { return };
-        let counts = self.link.counts.get(usize::from(meta.method));
-        if let Some(counter) = counts.and_then(|counts| counts.codes.get(usize::from(code))) {
+        if let Some(counter) = self.counts().and_then(|counts| counts.codes.get(usize::from(code)))
+        {
             add(counter, 1);
         }
     }
@@ -83,20 +127,33 @@ impl Call {
         self.meta.as_ref().is_some_and(|meta| meta.cancelled.load(Ordering::Relaxed))
     }
 
-    /// Answers with a message.
+    /// Takes a part of an answer that is too long to be one object.
+    fn write(&self, part: &[u8]) {
+        if self.answered.load(Ordering::Relaxed) || self.cancelled() {
+            return;
+        }
+        self.count_bytes(part.len());
+        lock(&self.written).get_or_insert_default().add(part);
+    }
+
+    /// Answers with a message: what was written before, and this.
     fn finish(&self, py: Python<'_>, response: &Bound<'_, PyBytes>) {
         if self.answered.swap(true, Ordering::Relaxed) {
             return;
         }
-        let message = self.link.message(response);
-        if let Some(meta) = &self.meta
-            && let Some(counts) = self.link.counts.get(usize::from(meta.method))
-        {
+        if let Some(counts) = self.counts() {
             add(&counts.sent, 1);
-            add(&counts.sent_bytes, response.as_bytes().len() as u64);
         }
+        self.count_bytes(response.as_bytes().len());
         self.ended(0);
-        self.link.push(py, Command::Answer(self.key, message));
+        let command = match lock(&self.written).take() {
+            None => Command::Answer(self.key, self.link.message(response)),
+            Some(mut written) => {
+                written.add(response.as_bytes());
+                Command::AnswerParts(self.key, written.finish())
+            }
+        };
+        self.link.push(py, command);
     }
 
     /// Answers with an error.
@@ -104,6 +161,7 @@ impl Call {
         if self.answered.swap(true, Ordering::Relaxed) {
             return;
         }
+        lock(&self.written).take();
         self.ended(code);
         self.link.push(py, Command::Fail(self.key, status(code, message)));
     }

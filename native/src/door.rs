@@ -266,6 +266,7 @@ impl Door {
             method: self.link.methods.get(at)?.clone_ref(py),
             request: PyBytes::new(py, &request).unbind(),
             answered: AtomicBool::new(false),
+            written: Mutex::default(),
         })
     }
 
@@ -308,6 +309,7 @@ impl Door {
                     method: PyString::new(py, &path).unbind(),
                     request: PyBytes::new(py, b"").unbind(),
                     answered: AtomicBool::new(false),
+                    written: Mutex::default(),
                 };
                 (UNKNOWN, key, Bound::new(py, call)?.into_any())
             }

@@ -74,8 +74,10 @@ pub(crate) async fn serve(
         .await;
         world.abandon(&conn);
         world.publish();
+        world.parting.set(world.parting.get() + 1);
         world.conns.borrow_mut().try_remove(slot);
         let _ = timeout(LAST_WORDS_MAX, last_words(&world, &conn)).await;
+        world.parting.set(world.parting.get() - 1);
     } else {
         http1::serve(&world, socket, peer, left).await;
     }

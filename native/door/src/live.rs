@@ -14,7 +14,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
 use tokio::sync::oneshot;
 
-use crate::grpc::{self, Decoder, PREFIX_BYTES, Status, code};
+use crate::grpc::{self, Decoder, Status, code};
 use crate::options::Kind;
 use crate::queue::{Command, Event, HttpAnswer, HttpRequest, InCall, Key, Message, Meta, Room};
 use crate::stats::Stats;
@@ -595,6 +595,11 @@ impl World {
     pub fn execute(&self, command: Command) {
         match command {
             Command::Answer(key, message) => self.answer(key, message),
+            Command::AnswerParts(key, parts) => {
+                if self.queue_parts(key, parts) {
+                    self.end(key, End::Grpc(Status::OK));
+                }
+            }
             Command::Fail(key, status) => self.end(key, End::Grpc(status)),
             Command::Send(key, message) => {
                 if self.queue(key, message) {
@@ -653,24 +658,31 @@ impl World {
 
     /// Puts a message into the queue of a call. False if there is no such call.
     fn queue(&self, key: Key, message: Message) -> bool {
+        let Message { bytes, framed } = message;
+        if framed { self.enqueue(key, [bytes]) } else { self.queue_parts(key, vec![bytes]) }
+    }
+
+    /// The same with a message in parts, which has no prefix yet.
+    fn queue_parts(&self, key: Key, parts: Vec<Bytes>) -> bool {
+        let Some(prefix) = grpc::prefix(parts.iter().map(Bytes::len).sum()) else {
+            self.end(key, End::Grpc(grpc::ANSWER_TOO_LONG));
+            return false;
+        };
+        self.enqueue(key, std::iter::once(Bytes::copy_from_slice(&prefix)).chain(parts))
+    }
+
+    fn enqueue(&self, key: Key, parts: impl IntoIterator<Item = Bytes>) -> bool {
         let mut live = self.live.borrow_mut();
         let Some(entry) = find(&mut live, key) else { return false };
         if entry.end.is_some() {
             return false;
         }
-        let Message { bytes, framed } = message;
-        let mut added = bytes.len();
-        if !framed {
-            let Some(prefix) = grpc::prefix(bytes.len()) else {
-                drop(live);
-                self.end(key, End::Grpc(grpc::ANSWER_TOO_LONG));
-                return false;
-            };
-            added += PREFIX_BYTES;
-            entry.out.push_back(Bytes::copy_from_slice(&prefix));
-        }
-        if !bytes.is_empty() {
-            entry.out.push_back(bytes);
+        let mut added = 0;
+        for part in parts {
+            added += part.len();
+            if !part.is_empty() {
+                entry.out.push_back(part);
+            }
         }
         entry.queued += added;
         if let Some(conn) = &entry.conn {

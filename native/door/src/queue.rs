@@ -189,6 +189,8 @@ pub struct Message {
 pub enum Command {
     /// Answer a unary call.
     Answer(Key, Message),
+    /// Answer a unary call with a message in parts, without its prefix.
+    AnswerParts(Key, Vec<Bytes>),
     /// Answer a unary call, or one of an unknown method, with an error.
     Fail(Key, Status),
     /// Send a message on a stream.

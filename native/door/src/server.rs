@@ -294,8 +294,10 @@ async fn tick(world: Rc<World>) {
             sweep(&world);
         }
         if world.draining.get() {
+            let parting = world.parting.get() > 0;
             let gone = world.conns.borrow().is_empty();
-            let idle = world.live.borrow().is_empty()
+            let idle = !parting
+                && world.live.borrow().is_empty()
                 && world.conns.borrow().iter().all(|(_, conn)| conn.wire.borrow().is_sent());
             if !idle {
                 idle_since.set(None);

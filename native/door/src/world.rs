@@ -42,6 +42,8 @@ pub(crate) struct World {
     /// Told when the first deadline is set.
     pub deadline_set: Notify,
     pub draining: Cell<bool>,
+    /// Connections that are over and send their last words.
+    pub parting: Cell<usize>,
     pub generation: Cell<u32>,
     paused: RefCell<Vec<Waker>>,
     started: Instant,
@@ -67,6 +69,7 @@ impl World {
             open: Cell::new(0),
             deadline_set: Notify::new(),
             draining: Cell::new(false),
+            parting: Cell::new(0),
             generation: Cell::new(0),
             paused: RefCell::new(Vec::new()),
             started: Instant::now(),

@@ -78,6 +78,9 @@ class FakeCall:
         self.peer = None  # type: ignore[assignment]
         self.answers: list[object] = []
 
+    def write(self, part: bytes) -> None:
+        self.answers.append(part)
+
     def finish(self, response: bytes) -> None:
         self.answers.append(response)
 

@@ -588,6 +588,35 @@ def test_a_drain_says_goaway_and_answers_what_is_under_way() -> None:
     run(main)
 
 
+def test_the_last_answer_of_a_drain_outlives_what_its_client_still_says() -> None:
+    """A socket that is closed on unread data takes from the peer what was sent before."""
+    size = 16 << 20
+
+    async def main() -> None:
+        async with serving() as (address, transport, service):
+            connection = await Connection.open(address, window=2**31 - 1)
+            widen = http2.frame(http2.WINDOW_UPDATE, 0, 0, (1 << 30).to_bytes(4, "big"))
+            await connection.send(widen + http2.call(1, b"/t.S/Hold", b"x"))
+            await until(lambda: bool(service.held))
+            draining = asyncio.ensure_future(transport.drain(WAIT_S))
+            service.held.pop().finish(b"x" * size)
+            received = 0
+            more = http2.frame(http2.WINDOW_UPDATE, 0, 0, (1).to_bytes(4, "big"))
+            while part := await connection.reader.read(65536):
+                received += len(part)
+                await connection.send(more)
+                await asyncio.sleep(0.001)
+                if b"\0\0\x08\x06\0" in part:
+                    at = part.index(b"\0\0\x08\x06\0")
+                    pong = http2.frame(http2.PING, http2.ACK, 0, part[at + 9 : at + 17])
+                    await connection.send(pong)
+            assert received > size
+            await draining
+            connection.close()
+
+    run(main)
+
+
 def test_a_unix_socket_goes_with_its_server(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "s.sock"

@@ -91,10 +91,15 @@ class FakeCall:
         self.message = ""
         self._answer: Any = None
         self._done = asyncio.Event()
+        self._written: list[bytes] = []
+
+    def write(self, part: bytes) -> None:
+        assert self.code is None, "answered twice"
+        self._written.append(part)
 
     def finish(self, response: bytes) -> None:
         assert self.code is None, "answered twice"
-        self.raw, self.code = response, Code.OK
+        self.raw, self.code = b"".join([*self._written, response]), Code.OK
         self._done.set()
 
     def fail(self, code: Code, message: str) -> None:

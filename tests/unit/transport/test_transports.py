@@ -34,6 +34,8 @@ KINDS = {
     "/t.S/Echo": Kind.UNARY,
     "/t.S/Fail": Kind.UNARY,
     "/t.S/Hold": Kind.UNARY,
+    "/t.S/Parts": Kind.UNARY,
+    "/t.S/HalfAndFail": Kind.UNARY,
     "/t.S/Crash": Kind.UNARY,
     "/t.S/Who": Kind.UNARY,
 }
@@ -94,6 +96,14 @@ class Service:
                 call.finish(b"the second answer is a no-op")
             elif name == "Fail":
                 call.fail(Code.OUT_OF_RANGE, call.request.decode())
+            elif name == "Parts":
+                for part in call.request.split(b","):
+                    call.write(part * 100_000)
+                call.finish(b"the end")
+                call.write(b"no more")
+            elif name == "HalfAndFail":
+                call.write(call.request)
+                call.fail(Code.OUT_OF_RANGE, "after all")
             elif name == "Hold":
                 self.held.append(call)
                 self.opened.set()
@@ -214,6 +224,23 @@ def test_errors_carry_any_text(text: str) -> None:
             stream = channel.stream_stream("/t.S/Bidi")(timeout=WAIT_S)
             await stream.write(text.encode())
             assert await status(stream.read()) == (grpc.StatusCode.ABORTED, text)
+
+    run(main)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 30])
+def test_an_answer_in_parts_arrives_as_one_message(size: int) -> None:
+    async def main() -> None:
+        options = [("grpc.max_receive_message_length", -1)]
+        async with (
+            serving(Service()) as (address, _),
+            grpc.aio.insecure_channel(address, options=options) as channel,
+        ):
+            parts = [b"%02d" % n for n in range(size)]
+            answer = await call(channel, "Parts", b",".join(parts))
+            assert answer == b"".join(part * 100_000 for part in parts) + b"the end"
+            refused = call(channel, "HalfAndFail", b"half of an answer")
+            assert await status(refused) == (grpc.StatusCode.OUT_OF_RANGE, "after all")
 
     run(main)
 
