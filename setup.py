@@ -25,6 +25,7 @@ COMPILED = (
     "kvstore/api/leases.py",
     "kvstore/api/range_stream.py",
     "kvstore/api/ranges.py",
+    "kvstore/api/requests.py",
     "kvstore/api/service.py",
     "kvstore/api/txn.py",
     "kvstore/api/watch.py",

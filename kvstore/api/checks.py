@@ -9,13 +9,14 @@ from __future__ import annotations
 from sortedcontainers import SortedDict
 
 from kvstore.api import errors
+from kvstore.api.requests import Delete, Put, Range
 from kvstore.pb import rpc_pb2 as pb
 
 RAFT_OVERHEAD_BYTES = 17
 """What etcd wraps around a write request before it compares it with --max-request-bytes."""
 
 
-def check_range(request: pb.RangeRequest) -> None:
+def check_range(request: Range) -> None:
     """Raise ApiError unless a Range is well formed."""
     if not request.key:
         raise errors.EMPTY_KEY
@@ -23,14 +24,30 @@ def check_range(request: pb.RangeRequest) -> None:
         raise errors.INVALID_SORT_OPTION
 
 
-def is_default_order(request: pb.RangeRequest) -> bool:
+def check_put(put: Put) -> None:
+    """Raise ApiError unless a put is well formed."""
+    if not put.key:
+        raise errors.EMPTY_KEY
+    if put.ignore_value and put.value:
+        raise errors.VALUE_PROVIDED
+    if put.ignore_lease and put.lease:
+        raise errors.LEASE_PROVIDED
+
+
+def check_delete(delete: Delete) -> None:
+    """Raise ApiError unless a delete is well formed."""
+    if not delete.key:
+        raise errors.EMPTY_KEY
+
+
+def is_default_order(request: Range) -> bool:
     """Whether a range comes in key order as etcd sees it."""
     return request.sort_order == pb.RangeRequest.NONE or (
         request.sort_target == pb.RangeRequest.KEY and request.sort_order == pb.RangeRequest.ASCEND
     )
 
 
-def has_revision_filters(request: pb.RangeRequest) -> bool:
+def has_revision_filters(request: Range) -> bool:
     """Whether any of the four revision filters is set."""
     return bool(
         request.min_mod_revision
@@ -40,7 +57,7 @@ def has_revision_filters(request: pb.RangeRequest) -> bool:
     )
 
 
-def check_range_stream(request: pb.RangeRequest) -> None:
+def check_range_stream(request: Range) -> None:
     """Raise ApiError unless a RangeStream is well formed."""
     check_range(request)
     if not is_default_order(request):

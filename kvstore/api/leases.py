@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.api import errors
 from kvstore.api.headers import Headers
+from kvstore.api.requests import read_keep_alive
 from kvstore.lease.lessor import whole_seconds
 from kvstore.mvcc.errors import LeaseNotFound
 from kvstore.mvcc.store import SLICE, Steps
@@ -77,7 +78,7 @@ class KeepAliveStream:
         """Renew leases; one that is gone is answered with TTL 0."""
         for raw in messages:
             try:
-                lease_id = pb.LeaseKeepAliveRequest.FromString(raw).ID
+                lease_id = read_keep_alive(raw)
             except DecodeError as error:
                 malformed = errors.malformed_message(error)
                 self._stream.close(malformed.code, malformed.message)

@@ -14,12 +14,12 @@ from google.protobuf.message import DecodeError
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers
 from kvstore.api.ranges import KeyValues, StoreReader, bounds
+from kvstore.api.requests import Range, read_range
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.store import SLICE, Steps, Store
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.node.slicer import Slicer
-from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, Stream
 
 FIRST_CHUNK_KEYS = 10
@@ -44,7 +44,7 @@ class RangeStream:
         self._headers = headers
         self._now = now
         self._chunk_bytes = chunk_bytes
-        self._request: pb.RangeRequest | None = None
+        self._request: Range | None = None
         self._running = False
         self._closed = False
         self._low = b""
@@ -60,7 +60,7 @@ class RangeStream:
             if self._request is not None:
                 return
             try:
-                request = pb.RangeRequest.FromString(raw)
+                request = read_range(raw)
                 checks.check_range_stream(request)
                 self._revision = self._store.read_revision(request.revision)
             except DecodeError as error:
@@ -102,7 +102,7 @@ class RangeStream:
             self._stream.close(Code.INTERNAL, "range stream failed")
             raise error
 
-    def _chunk_steps(self, request: pb.RangeRequest) -> Steps[None]:
+    def _chunk_steps(self, request: Range) -> Steps[None]:
         while not self._over() and self._stream.room > 0:
             self._store.read_revision(self._revision)
             pin = self._store.pins.take(self._revision, self._now())
@@ -124,7 +124,7 @@ class RangeStream:
     def _over(self) -> bool:
         return self._closed
 
-    def _answer_steps(self, request: pb.RangeRequest) -> Steps[tuple[bytes, bool]]:
+    def _answer_steps(self, request: Range) -> Steps[tuple[bytes, bool]]:
         """The next chunk, and whether it is the last."""
         reader = StoreReader(self._store, self._now())
         if request.count_only:

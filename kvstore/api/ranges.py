@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from kvstore.api import checks
+from kvstore.api.requests import Range
 from kvstore.mvcc.store import SLICE, Sink, Steps, Store
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import encode_key_value, varint
@@ -30,7 +31,7 @@ def bounds(key: bytes, range_end: bytes) -> Bounds:
     return key, None if range_end == b"\x00" else range_end
 
 
-def is_plain_get(request: pb.RangeRequest) -> bool:
+def is_plain_get(request: Range) -> bool:
     """Whether a request for a single key wants it as it is now, and whole.
 
     Such a request is answered by the stored bytes. Its order and its limit say nothing.
@@ -107,7 +108,7 @@ class KeyValues:
 
     __slots__ = ("_encode", "_own", "_parts", "_size", "_spill")
 
-    def __init__(self, request: pb.RangeRequest, head: bytes, spill: Spill | None = None) -> None:
+    def __init__(self, request: Range, head: bytes, spill: Spill | None = None) -> None:
         self._parts: list[bytes] = [head]
         self._size = len(head)
         self._spill = spill
@@ -153,7 +154,7 @@ def _with_lease_only(version: Version) -> bytes:
 
 
 def range_steps(
-    reader: Reader, request: pb.RangeRequest, head: bytes, spill: Spill | None = None
+    reader: Reader, request: Range, head: bytes, spill: Spill | None = None
 ) -> Steps[bytes]:
     """A RangeResponse whose header is `head`, or the end of a long one if there is a spill.
 
@@ -179,7 +180,7 @@ def range_steps(
     return answer.finish(total > count, total)
 
 
-def get(reader: Reader, request: pb.RangeRequest, head: bytes) -> bytes:
+def get(reader: Reader, request: Range, head: bytes) -> bytes:
     """The RangeResponse for one key at the newest revision, which may be in flight (R4).
 
     Whatever else is asked for, it has to come from `Reader.live`: ranges see no overlay.
@@ -204,7 +205,7 @@ _SORT_KEYS: dict[int, Callable[[Version], Any]] = {
 
 
 def _sorted_steps(
-    reader: Reader, request: pb.RangeRequest, first_come: bool, answer: KeyValues
+    reader: Reader, request: Range, first_come: bool, answer: KeyValues
 ) -> Steps[bytes]:
     """Ranges with an order or filters: sorted in runs, then merged, so each step is short."""
     low, high = bounds(request.key, request.range_end)
@@ -234,7 +235,7 @@ def _sorted_steps(
     return answer.finish(more, total)
 
 
-def _filter(request: pb.RangeRequest) -> Callable[[Version], bool] | None:
+def _filter(request: Range) -> Callable[[Version], bool] | None:
     if not checks.has_revision_filters(request):
         return None
     max_mod, min_mod = request.max_mod_revision, request.min_mod_revision

@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -18,9 +18,10 @@ from kvstore.api import checks, errors, leases, maintenance
 from kvstore.api.headers import Headers
 from kvstore.api.range_stream import RangeStream
 from kvstore.api.ranges import StoreReader, is_plain_get, range_steps
+from kvstore.api.requests import read_delete, read_put, read_range, read_txn
 from kvstore.api.txn import Planner, ReadContext, TxnOperation, txn_steps
 from kvstore.api.watch import WatchStream
-from kvstore.api.writes import Delete, DeleteOperation, Put, PutOperation
+from kvstore.api.writes import DeleteOperation, PutOperation
 from kvstore.lease.lessor import effective_ttl_s
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.store import Steps
@@ -47,10 +48,6 @@ class ServiceOptions:
 
 
 Handler = Callable[[Call], None]
-
-_put_request: Final = pb.PutRequest.FromString
-_range_request: Final = pb.RangeRequest.FromString
-_txn_request: Final = pb.TxnRequest.FromString
 
 
 class EtcdService:
@@ -180,7 +177,7 @@ class EtcdService:
             pins.release(pin)
 
     def _range(self, call: Call) -> None:
-        request = _range_request(call.request)
+        request = read_range(call.request)
         checks.check_range(request)
         self.ranges += 1
         if not request.range_end and is_plain_get(request):
@@ -198,19 +195,21 @@ class EtcdService:
 
     def _put(self, call: Call) -> None:
         raw = call.request
-        put = Put(_put_request(raw))
+        put = read_put(raw)
+        checks.check_put(put)
         checks.check_size(raw, self._request_bytes_max)
         self._node.submit(PutOperation(call, self._headers, put))
 
     def _delete_range(self, call: Call) -> None:
         raw = call.request
-        delete = Delete(pb.DeleteRangeRequest.FromString(raw))
+        delete = read_delete(raw)
+        checks.check_delete(delete)
         checks.check_size(raw, self._request_bytes_max)
         self._node.submit(DeleteOperation(call, self._headers, delete))
 
     def _txn(self, call: Call) -> None:
         raw = call.request
-        plan = Planner(self._txn_ops_max).plan(_txn_request(raw))
+        plan = Planner(self._txn_ops_max).plan(read_txn(raw))
         self.txns += 1
         if plan.read_only:
             context = ReadContext(self._store, self._node.now())

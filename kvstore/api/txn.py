@@ -1,7 +1,7 @@
 """KV.Txn: a request becomes a plan in one pass, and the plan is evaluated on a state.
 
-The plan has checked the request's form in etcd's order, knows what the transaction may touch and
-cost, and holds compares as plain values, so that nothing is asked of protobuf twice.
+The plan has checked the request's form in etcd's order, and knows what the transaction may touch
+and cost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from typing import Final, Protocol
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers, inner
 from kvstore.api.ranges import Reader, StoreReader, bounds, get, range_steps
-from kvstore.api.writes import CallOperation, Delete, Deleted, Put
+from kvstore.api.requests import Compare, Op, Txn
+from kvstore.api.writes import (
+    CallOperation,
+    Deleted,
+    make_delete,
+    make_delete_steps,
+    make_put,
+    put_cost_bytes,
+)
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound
 from kvstore.mvcc.store import Steps, Store
 from kvstore.mvcc.version import Version
@@ -27,9 +35,6 @@ TOTAL_OPS_FACTOR = 32
 etcd counts along each path only, so tens of thousands of operations pass its check (DESIGN §10).
 """
 
-Compare = tuple[bytes, bytes, int, int, int | bytes]
-"""(key, range_end, target, result, value to compare with)."""
-
 _VALUE: Final = int(pb.Compare.VALUE)
 _MOD: Final = int(pb.Compare.MOD)
 _VERSION: Final = int(pb.Compare.VERSION)
@@ -41,31 +46,17 @@ _GREATER: Final = int(pb.Compare.GREATER)
 _LESS: Final = int(pb.Compare.LESS)
 
 
-class Op:
-    """One operation of a transaction: exactly one of these is there."""
-
-    __slots__ = ("delete", "nested", "put", "range")
-
-    def __init__(self) -> None:
-        self.put: Put | None = None
-        self.delete: Delete | None = None
-        self.range: pb.RangeRequest | None = None
-        self.nested: Plan | None = None
-
-
 class Plan:
-    """A checked transaction, or a nested one.
+    """What a checked transaction may do, those nested in it included.
 
     `read_only` in etcd's sense: nothing but ranges, and no nested transaction either. `drains`:
-    it touches more than single keys at the current revision (R4).
+    it touches more than single keys at the current revision (R4). `cost_bytes`: the dearer branch.
     """
 
-    __slots__ = ("compares", "cost_bytes", "drains", "failure", "read_only", "success", "writes")
+    __slots__ = ("cost_bytes", "drains", "read_only", "txn", "writes")
 
-    def __init__(self) -> None:
-        self.compares: list[Compare] = []
-        self.success: list[Op] = []
-        self.failure: list[Op] = []
+    def __init__(self, txn: Txn) -> None:
+        self.txn = txn
         self.cost_bytes = 0
         self.writes = 0
         self.read_only = True
@@ -79,80 +70,55 @@ class Planner:
         self._ops_max = ops_max
         self._left = ops_max * TOTAL_OPS_FACTOR
 
-    def plan(self, request: pb.TxnRequest) -> Plan:
+    def plan(self, txn: Txn) -> Plan:
         """Shapes and counts first, then duplicate keys, in each branch."""
-        plan = self._plan(request, self._ops_max)
+        plan = Plan(txn)
+        plan.cost_bytes = self._look(txn, plan, self._ops_max)
         if plan.writes > 1:
-            _check_intervals(plan.success)
-            _check_intervals(plan.failure)
+            _check_intervals(txn.success)
+            _check_intervals(txn.failure)
         return plan
 
-    def _plan(self, request: pb.TxnRequest, ops_max: int) -> Plan:
-        compares, success, failure = request.compare, request.success, request.failure
-        ops = max(len(compares), len(success), len(failure))
-        self._left -= len(compares) + len(success) + len(failure)
+    def _look(self, txn: Txn, plan: Plan, ops_max: int) -> int:
+        """Check one level and those below; what it may cost, in bytes."""
+        ops = max(len(txn.compares), len(txn.success), len(txn.failure))
+        self._left -= len(txn.compares) + len(txn.success) + len(txn.failure)
         if ops > ops_max or self._left < 0:
             raise errors.TOO_MANY_OPS
-        plan = Plan()
-        for compare in compares:
-            key, range_end, target = compare.key, compare.range_end, compare.target
+        for key, range_end, _, _, _ in txn.compares:
             if not key:
                 raise errors.EMPTY_KEY
             if range_end:
                 plan.drains = True
-            wanted = _wanted(compare, target)
-            plan.compares.append((key, range_end, target, compare.result, wanted))
-        for op in success:
-            plan.success.append(self._op(op, plan, ops_max - ops))
-        then_cost = plan.cost_bytes
-        plan.cost_bytes = 0
-        for op in failure:
-            plan.failure.append(self._op(op, plan, ops_max - ops))
-        if then_cost > plan.cost_bytes:
-            plan.cost_bytes = then_cost
-        return plan
+        then_cost = 0
+        for op in txn.success:
+            then_cost += self._look_at(op, plan, ops_max - ops)
+        else_cost = 0
+        for op in txn.failure:
+            else_cost += self._look_at(op, plan, ops_max - ops)
+        return then_cost if then_cost > else_cost else else_cost
 
-    def _op(self, request: pb.RequestOp, plan: Plan, ops_max: int) -> Op:
-        op = Op()
-        kind = request.WhichOneof("request")
-        if kind == "request_range":
-            op.range = ranged = request.request_range
+    def _look_at(self, op: Op, plan: Plan, ops_max: int) -> int:
+        ranged = op.range
+        if ranged is not None:
             checks.check_range(ranged)
             if ranged.range_end or ranged.revision:
                 plan.drains = True
-            return op
+            return 0
         plan.read_only = False
         plan.writes += 1
-        if kind == "request_put":
-            op.put = put = Put(request.request_put)
-            plan.cost_bytes += put.cost_bytes
-        elif kind == "request_delete_range":
-            op.delete = delete = Delete(request.request_delete_range)
+        put, delete, nested = op.put, op.delete, op.txn
+        if put is not None:
+            checks.check_put(put)
+            return put_cost_bytes(put)
+        if delete is not None:
+            checks.check_delete(delete)
             if delete.range_end:
                 plan.drains = True
-        elif kind == "request_txn":
-            op.nested = nested = self._plan(request.request_txn, ops_max)
-            plan.drains = plan.drains or nested.drains
-            plan.writes += nested.writes
-            plan.cost_bytes += nested.cost_bytes
-        else:
+            return 0
+        if nested is None:
             raise errors.KEY_NOT_FOUND
-        return op
-
-
-def _wanted(compare: pb.Compare, target: int) -> int | bytes:
-    """What a compare compares with. A union that is not set, or another's, is zero or empty."""
-    if target == _MOD:
-        return compare.mod_revision
-    if target == _VERSION:
-        return compare.version
-    if target == _CREATE:
-        return compare.create_revision
-    if target == _VALUE:
-        return compare.value
-    if target == _LEASE:
-        return compare.lease
-    return 0
+        return self._look(nested, plan, ops_max)
 
 
 def _check_intervals(ops: Sequence[Op]) -> tuple[set[bytes], checks.Deletes]:
@@ -170,10 +136,10 @@ def _check_intervals(ops: Sequence[Op]) -> tuple[set[bytes], checks.Deletes]:
         elif op.put is not None:
             own.append(op.put.key)
     for op in ops:
-        if op.nested is None:
+        if op.txn is None:
             continue
-        puts_then, deletes_then = _check_intervals(op.nested.success)
-        puts_else, deletes_else = _check_intervals(op.nested.failure)
+        puts_then, deletes_then = _check_intervals(op.txn.success)
+        puts_else, deletes_else = _check_intervals(op.txn.failure)
         for key in (*puts_then, *puts_else):
             if key in puts or key in deletes:
                 raise errors.DUPLICATE_KEY
@@ -205,10 +171,10 @@ class TxnOperation(CallOperation):
         context = _WriteContext(draft)
         plan = self.plan
         taken: list[bool] = []
-        _compare_points(context.reader, plan, taken)
-        _check_all(context, plan, iter(taken))
+        _compare_points(context.reader, plan.txn, taken)
+        _check_all(context, plan.txn, iter(taken))
         parts: list[bytes] = []
-        _execute_points(context, plan, taken[0], iter(taken[1:]), parts)
+        _execute_points(context, plan.txn, taken[0], iter(taken[1:]), parts)
         return _answer(self.headers.at(context.reader.read_revision), taken[0], parts)
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
@@ -270,10 +236,10 @@ def txn_steps(context: Context, plan: Plan, headers: Headers) -> Steps[bytes]:
     its check passed (a from-key delete, then ignore_value): etcd crashes there.
     """
     taken: list[bool] = []
-    yield from _compare_all(context.reader, plan, taken)
-    _check_all(context, plan, iter(taken))
+    yield from _compare_all(context.reader, plan.txn, taken)
+    _check_all(context, plan.txn, iter(taken))
     parts: list[bytes] = []
-    yield from _execute(context, plan, taken[0], iter(taken[1:]), parts)
+    yield from _execute(context, plan.txn, taken[0], iter(taken[1:]), parts)
     return _answer(headers.at(context.reader.read_revision), taken[0], parts)
 
 
@@ -284,23 +250,23 @@ def _answer(header: bytes, succeeded: bool, parts: list[bytes]) -> bytes:
 # -- compares ------------------------------------------------------------------------------
 
 
-def _compare_points(reader: Reader, plan: Plan, taken: list[bool]) -> None:
+def _compare_points(reader: Reader, txn: Txn, taken: list[bool]) -> None:
     """Which branch each transaction takes, in the order of a walk over the taken ones."""
     holds = True
-    for compare in plan.compares:
+    for compare in txn.compares:
         if not _compare_one(compare, reader.live(compare[0])):
             holds = False
             break
     taken.append(holds)
-    for op in plan.success if holds else plan.failure:
-        if op.nested is not None:
-            _compare_points(reader, op.nested, taken)
+    for op in txn.success if holds else txn.failure:
+        if op.txn is not None:
+            _compare_points(reader, op.txn, taken)
 
 
-def _compare_all(reader: Reader, plan: Plan, taken: list[bool]) -> Steps[None]:
+def _compare_all(reader: Reader, txn: Txn, taken: list[bool]) -> Steps[None]:
     """The same where a compare may be of a range."""
     holds = True
-    for compare in plan.compares:
+    for compare in txn.compares:
         if not compare[1]:
             holds = _compare_one(compare, reader.live(compare[0]))
         else:
@@ -308,9 +274,9 @@ def _compare_all(reader: Reader, plan: Plan, taken: list[bool]) -> Steps[None]:
         if not holds:
             break
     taken.append(holds)
-    for op in plan.success if holds else plan.failure:
-        if op.nested is not None:
-            yield from _compare_all(reader, op.nested, taken)
+    for op in txn.success if holds else txn.failure:
+        if op.txn is not None:
+            yield from _compare_all(reader, op.txn, taken)
 
 
 def _compare_range(reader: Reader, compare: Compare) -> Steps[bool]:
@@ -366,9 +332,9 @@ def _holds(result: int, equal: bool, less: bool) -> bool:
 # -- checks --------------------------------------------------------------------------------
 
 
-def _check_all(context: Context, plan: Plan, taken: Iterator[bool]) -> None:
+def _check_all(context: Context, txn: Txn, taken: Iterator[bool]) -> None:
     """etcd's check of the taken operations, on the state before the transaction."""
-    for op in plan.success if next(taken) else plan.failure:
+    for op in txn.success if next(taken) else txn.failure:
         put, ranged = op.put, op.range
         if put is not None:
             if put.lease:
@@ -381,44 +347,44 @@ def _check_all(context: Context, plan: Plan, taken: Iterator[bool]) -> None:
                 raise FutureRevision
             if revision and revision < context.compact_revision:
                 raise Compacted
-        elif op.nested is not None:
-            _check_all(context, op.nested, taken)
+        elif op.txn is not None:
+            _check_all(context, op.txn, taken)
 
 
 # -- operations ----------------------------------------------------------------------------
 
 
 def _execute_points(
-    context: Context, plan: Plan, succeeded: bool, taken: Iterator[bool], parts: list[bytes]
+    context: Context, txn: Txn, succeeded: bool, taken: Iterator[bool], parts: list[bytes]
 ) -> None:
     """Carry out the taken operations in order; append their ResponseOps to `parts`."""
-    for op in plan.success if succeeded else plan.failure:
-        if op.nested is not None:
+    for op in txn.success if succeeded else txn.failure:
+        if op.txn is not None:
             holds = next(taken)
             body = _nested_head(holds)
-            _execute_points(context, op.nested, holds, taken, body)
+            _execute_points(context, op.txn, holds, taken, body)
             _response_op(parts, b"\x22", body)
         else:
             _execute_point(context, op, parts)
 
 
 def _execute(
-    context: Context, plan: Plan, succeeded: bool, taken: Iterator[bool], parts: list[bytes]
+    context: Context, txn: Txn, succeeded: bool, taken: Iterator[bool], parts: list[bytes]
 ) -> Steps[None]:
     """The same where an operation may be of a range, or at a revision."""
-    for op in plan.success if succeeded else plan.failure:
+    for op in txn.success if succeeded else txn.failure:
         ranged, delete = op.range, op.delete
-        if op.nested is not None:
+        if op.txn is not None:
             holds = next(taken)
             body = _nested_head(holds)
-            yield from _execute(context, op.nested, holds, taken, body)
+            yield from _execute(context, op.txn, holds, taken, body)
             _response_op(parts, b"\x22", body)
         elif ranged is not None and (ranged.range_end or ranged.revision):
             head = inner(context.reader.read_revision)
             answer = yield from range_steps(context.reader, ranged, head)
             _response_op(parts, b"\x0a", [answer])
         elif delete is not None and delete.range_end:
-            deleted = yield from delete.make_steps(context.draft)
+            deleted = yield from make_delete_steps(context.draft, delete)
             _deleted_op(context, deleted, parts)
         else:
             _execute_point(context, op, parts)
@@ -429,7 +395,7 @@ def _execute_point(context: Context, op: Op, parts: list[bytes]) -> None:
     put, ranged, delete = op.put, op.range, op.delete
     if put is not None:
         draft = context.draft
-        previous = put.make(draft)
+        previous = make_put(draft, put)
         body = [inner(draft.view.revision)]
         if previous is not None:
             body.append(previous.framed)
@@ -439,7 +405,7 @@ def _execute_point(context: Context, op: Op, parts: list[bytes]) -> None:
         _response_op(parts, b"\x0a", [get(context.reader, ranged, head)])
     else:
         assert delete is not None
-        _deleted_op(context, delete.make(context.draft), parts)
+        _deleted_op(context, make_delete(context.draft, delete), parts)
 
 
 def _nested_head(succeeded: bool) -> list[bytes]:

@@ -7,13 +7,13 @@ from io import BytesIO
 from kvstore.api import errors
 from kvstore.api.headers import Headers
 from kvstore.api.ranges import bounds
+from kvstore.api.requests import Delete, Put
 from kvstore.mvcc.errors import KeyNotFound
 from kvstore.mvcc.store import Steps
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.node import records
 from kvstore.node.operation import Draft, Operation
-from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Call
 
 STAND_IN_KEYS = 1000
@@ -53,86 +53,47 @@ class CallOperation(Operation):
         self.call.fail(answer.code, answer.message)
 
 
-class Put:
-    """A put that is well formed, as plain values.
-
-    `cost_bytes`: what it counts for against the quota before it is made (etcd's costPut).
-    """
-
-    __slots__ = (
-        "cost_bytes",
-        "ignore_lease",
-        "ignore_value",
-        "key",
-        "lease",
-        "prev_kv",
-        "value",
-    )
-
-    def __init__(self, request: pb.PutRequest) -> None:
-        """Raises ApiError unless it is well formed."""
-        self.key: bytes = request.key
-        self.value: bytes = request.value
-        self.lease: int = request.lease
-        self.prev_kv: bool = request.prev_kv
-        self.ignore_value: bool = request.ignore_value
-        self.ignore_lease: bool = request.ignore_lease
-        self.cost_bytes = 256 + len(self.key) + len(self.value)
-        if not self.key:
-            raise errors.EMPTY_KEY
-        if self.ignore_value and self.value:
-            raise errors.VALUE_PROVIDED
-        if self.ignore_lease and self.lease:
-            raise errors.LEASE_PROVIDED
-
-    def make(self, draft: Draft) -> Version | None:
-        """Put. Returns the version before, if asked for. Raises LeaseNotFound, KeyNotFound."""
-        view = draft.view
-        if self.lease:
-            draft.check_lease(self.lease)
-        if not (self.prev_kv or self.ignore_value or self.ignore_lease):
-            view.put(self.key, self.value, self.lease)
-            return None
-        previous = view.live(self.key)
-        if previous is None and (self.ignore_value or self.ignore_lease):
-            raise KeyNotFound
-        value, lease = self.value, self.lease
-        if previous is not None:
-            if self.ignore_value:
-                value = previous.value
-            if self.ignore_lease:
-                lease = previous.lease
-        view.put(self.key, value, lease)
-        return previous if self.prev_kv else None
+def put_cost_bytes(put: Put) -> int:
+    """What a put counts for against the quota before it is made (etcd's costPut)."""
+    return 256 + len(put.key) + len(put.value)
 
 
-class Delete:
-    """A delete that is well formed, as plain values; an empty `range_end` stands for one key."""
+def make_put(draft: Draft, put: Put) -> Version | None:
+    """Put. Returns the version before, if asked for. Raises LeaseNotFound, KeyNotFound."""
+    view = draft.view
+    if put.lease:
+        draft.check_lease(put.lease)
+    if not (put.prev_kv or put.ignore_value or put.ignore_lease):
+        view.put(put.key, put.value, put.lease)
+        return None
+    previous = view.live(put.key)
+    if previous is None and (put.ignore_value or put.ignore_lease):
+        raise KeyNotFound
+    value, lease = put.value, put.lease
+    if previous is not None:
+        if put.ignore_value:
+            value = previous.value
+        if put.ignore_lease:
+            lease = previous.lease
+    view.put(put.key, value, lease)
+    return previous if put.prev_kv else None
 
-    __slots__ = ("key", "prev_kv", "range_end")
 
-    def __init__(self, request: pb.DeleteRangeRequest) -> None:
-        """Raises ApiError unless it is well formed."""
-        self.key: bytes = request.key
-        self.range_end: bytes = request.range_end
-        self.prev_kv: bool = request.prev_kv
-        if not self.key:
-            raise errors.EMPTY_KEY
+def make_delete(draft: Draft, delete: Delete) -> Deleted:
+    """Delete the one key."""
+    deleted = Deleted(delete.prev_kv)
+    version = draft.view.delete(delete.key)
+    if version is not None:
+        deleted.add([version])
+    return deleted
 
-    def make(self, draft: Draft) -> Deleted:
-        """Delete the one key."""
-        deleted = Deleted(self.prev_kv)
-        version = draft.view.delete(self.key)
-        if version is not None:
-            deleted.add([version])
-        return deleted
 
-    def make_steps(self, draft: Draft) -> Steps[Deleted]:
-        """Delete the range."""
-        deleted = Deleted(self.prev_kv)
-        low, high = bounds(self.key, self.range_end)
-        yield from draft.view.delete_range_steps(low, high, deleted.add)
-        return deleted
+def make_delete_steps(draft: Draft, delete: Delete) -> Steps[Deleted]:
+    """Delete the range."""
+    deleted = Deleted(delete.prev_kv)
+    low, high = bounds(delete.key, delete.range_end)
+    yield from draft.view.delete_range_steps(low, high, deleted.add)
+    return deleted
 
 
 class PutOperation(CallOperation):
@@ -143,11 +104,11 @@ class PutOperation(CallOperation):
     def __init__(self, call: Call, headers: Headers, put: Put) -> None:
         super().__init__(call, headers)
         self.put = put
-        self.cost_bytes = put.cost_bytes
+        self.cost_bytes = put_cost_bytes(put)
 
     def evaluate(self, draft: Draft) -> bytes:
         """The put's answer: header and, if asked for, the version before."""
-        previous = self.put.make(draft)
+        previous = make_put(draft, self.put)
         header = self.headers.at(draft.view.revision)
         return header + previous.framed if previous is not None else header
 
@@ -165,13 +126,13 @@ class DeleteOperation(CallOperation):
 
     def evaluate(self, draft: Draft) -> bytes:
         """Delete one key."""
-        deleted = self.delete.make(draft)
+        deleted = make_delete(draft, self.delete)
         return deleted.answer(self.headers.at(draft.view.read_revision))
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """Delete a range."""
         draft.view.one_pass = True
-        deleted = yield from self.delete.make_steps(draft)
+        deleted = yield from make_delete_steps(draft, self.delete)
         if deleted.count > STAND_IN_KEYS:
             low, high = bounds(self.delete.key, self.delete.range_end)
             draft.stand_in = records.delete_range(low, high, draft.view.revision)

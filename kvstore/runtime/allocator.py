@@ -1,9 +1,9 @@
 """The policy for the C library's allocator, which has what is longer than 512 bytes.
 
-Left alone, glibc gives memory back to the kernel as soon as some 128 KiB at the end of the heap are
-free, and has to have it again, zeroed, a moment later: the join of a batch or of a list's page is as
-long. And it learns from what is freed to keep ever larger objects on the heap, where the free of
-the last of many may give back a gigabyte in one step (I9).
+Left alone, glibc gives memory back to the kernel as soon as some 128 KiB at the end of the heap
+are free, and has to have it again, zeroed, a moment later: the join of a batch or of a list's page
+is as long. And it learns from what is freed to keep ever larger objects on the heap, where the free
+of the last of many may give back a gigabyte in one step (I9).
 """
 
 from __future__ import annotations
@@ -36,4 +36,4 @@ def set_policy() -> bool:
         (_M_TOP_PAD, GROWTH_BYTES),
         (_M_MMAP_THRESHOLD, MAPPED_BYTES),
     )
-    return all([mallopt(parameter, value) for parameter, value in wanted])
+    return all(mallopt(parameter, value) for parameter, value in wanted)
