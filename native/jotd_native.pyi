@@ -135,11 +135,12 @@ class Door:
         """A file descriptor that is readable when there is something to take."""
     def set_schedule(self, schedule: Callable[[], object] | None) -> None:
         """What schedules a call of `flush` on the loop, for answers given outside of a turn."""
-    def take(self, max: int) -> tuple[list[Call], list[tuple[int, int, object]]]:
+    def take(self, max: int, bytes: int) -> tuple[list[Call], list[tuple[int, int, object]]]:
         """At most `max` calls and events each. An event: kind, key of the stream, what comes along.
 
-        A turn begins, which `flush` has to end. When both are empty, what comes next makes the file
-        descriptor readable; until then it need not.
+        No more calls follow once their requests are `bytes` long. A turn begins, which `flush` has
+        to end. When both are empty, what comes next makes the file descriptor readable; until then
+        it need not.
         """
     def flush(self) -> None:
         """Has the door's thread see all answers that were given."""

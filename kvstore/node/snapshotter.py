@@ -27,7 +27,7 @@ from kvstore.pb import record_pb2
 
 log = logging.getLogger(__name__)
 
-CHUNK_VERSIONS = 500
+CHUNK_VERSIONS = 250
 CHUNK_BYTES = 1 << 20
 KEEP = 2
 

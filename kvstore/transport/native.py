@@ -34,7 +34,10 @@ INTERNAL = "internal error; the server's log has the details"
 #: Calls handed to the service at once. Answers of one chunk are on their way while the next is
 #: being served; much larger, and the two threads would take turns.
 CHUNK = 64
-#: How long a turn may last before others have theirs (I9). A chunk is not cut.
+#: Requests of a chunk, and the last one of it: a transaction may be work for a hundred others.
+CHUNK_BYTES = 128 << 10
+#: How long a turn may last before others have theirs (I9). A chunk is not cut, but after one that
+#: took longer the next are smaller.
 TURN_S = 0.002
 
 #: Connections at once, if there are files enough; and files that are not for connections.
@@ -64,6 +67,7 @@ class NativeTransport:
         self._exchanges: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None]
         self._scheduled = False
+        self._chunk = CHUNK
 
     async def start(self, service: Service) -> None:
         """Binds all addresses and serves. Raises OSError when one cannot be bound."""
@@ -137,10 +141,11 @@ class NativeTransport:
         door = self._door
         assert door is not None
         take = door.take
-        until = perf_counter() + TURN_S
+        began = perf_counter()
+        until = began + TURN_S
         try:
             while True:
-                calls, events = take(CHUNK)
+                calls, events = take(self._chunk, CHUNK_BYTES)
                 if calls:
                     self._serve(calls)
                 elif not events:
@@ -153,7 +158,13 @@ class NativeTransport:
                         log.exception("an event of kind %d was not served", kind)
                         if isinstance(payload, door_module.Call):
                             payload.fail(Code.INTERNAL, INTERNAL)
-                if perf_counter() >= until:
+                now = perf_counter()
+                if now - began > TURN_S:
+                    self._chunk = max(self._chunk // 2, 1)
+                elif self._chunk < CHUNK:
+                    self._chunk = min(2 * self._chunk, CHUNK)
+                began = now
+                if now >= until:
                     if not self._scheduled:
                         self._scheduled = True
                         self._loop.call_soon(self._again)

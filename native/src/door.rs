@@ -175,16 +175,22 @@ impl Door {
         self.link.set_schedule(schedule);
     }
 
-    /// Takes what has come in, at most `max` calls and events each. A turn begins, which `flush`
-    /// ends. When both are empty, the next to come makes the file descriptor readable.
-    fn take<'py>(&self, py: Python<'py>, max: usize) -> PyResult<Bound<'py, PyTuple>> {
+    /// Takes what has come in, at most `max` calls and events each, and no more calls once their
+    /// requests are `bytes` long. A turn begins, which `flush` ends. When both are empty, the next to
+    /// come makes the file descriptor readable.
+    fn take<'py>(
+        &self,
+        py: Python<'py>,
+        max: usize,
+        bytes: usize,
+    ) -> PyResult<Bound<'py, PyTuple>> {
         self.link.begin_turn();
         let mut taken = lock(&self.taken);
         let Taken { calls, events } = &mut *taken;
         let found = PyList::empty(py);
         let happened = PyList::empty(py);
         loop {
-            self.engine.take(max, calls, events);
+            self.engine.take(max, bytes, calls, events);
             let nothing = calls.is_empty() && events.is_empty();
             for call in calls.drain(..) {
                 if let Some(call) = self.call(py, call) {

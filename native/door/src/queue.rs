@@ -289,9 +289,10 @@ impl Core {
         self.signal.as_fd()
     }
 
-    /// Moves what has come in to `calls` and `events`, at most `max` of each. If nothing was there
-    /// the file descriptor becomes readable with the next.
-    pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) {
+    /// Moves what has come in to `calls` and `events`, at most `max` of each, and no more calls
+    /// once their requests are `bytes` long. If nothing was there the file descriptor becomes
+    /// readable with the next.
+    pub fn take(&self, max: usize, bytes: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) {
         if self.signalled.swap(false, Ordering::SeqCst) {
             let mut count = [0; 8];
             if rustix::io::read(&self.signal, &mut count).is_err() {
@@ -300,7 +301,15 @@ impl Core {
             }
         }
         let mut inbox = lock(&self.inbox);
-        let ready = inbox.calls.len().min(max);
+        let mut ready = 0;
+        let mut left = bytes;
+        for call in inbox.calls.iter().take(max) {
+            ready += 1;
+            if call.request.len() >= left {
+                break;
+            }
+            left -= call.request.len();
+        }
         calls.extend(inbox.calls.drain(..ready));
         let ready = inbox.events.len().min(max);
         events.extend(inbox.events.drain(..ready));
@@ -407,16 +416,16 @@ mod tests {
         }
         assert_eq!(core.stats.wakes_total.load(Ordering::Relaxed), 1);
         let (mut calls, mut events) = (Vec::new(), Vec::new());
-        core.take(10, &mut calls, &mut events);
+        core.take(10, 1 << 20, &mut calls, &mut events);
         assert_eq!(events.len(), 3);
         // Taken, but not asked again whether there is more: awake still.
         core.publish(&mut Vec::new(), &mut vec![opened(9)]);
         assert_eq!(core.stats.wakes_total.load(Ordering::Relaxed), 1);
         events.clear();
-        core.take(10, &mut calls, &mut events);
+        core.take(10, 1 << 20, &mut calls, &mut events);
         assert_eq!(events.len(), 1);
         events.clear();
-        core.take(10, &mut calls, &mut events);
+        core.take(10, 1 << 20, &mut calls, &mut events);
         core.publish(&mut Vec::new(), &mut vec![opened(9)]);
         assert_eq!(core.stats.wakes_total.load(Ordering::Relaxed), 2);
     }

@@ -102,8 +102,8 @@ impl Door {
     }
 
     /// See `Core::take`.
-    pub fn take(&self, max: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) {
-        self.core.take(max, calls, events);
+    pub fn take(&self, max: usize, bytes: usize, calls: &mut Vec<InCall>, events: &mut Vec<Event>) {
+        self.core.take(max, bytes, calls, events);
     }
 
     /// Closes everything and waits for the thread to end.

@@ -59,7 +59,7 @@ fn serve(door: &Door) {
     let (mut calls, mut events, mut out) = (Vec::new(), Vec::new(), Vec::new());
     let mut rooms = HashMap::new();
     loop {
-        door.take(64, &mut calls, &mut events);
+        door.take(64, 1 << 20, &mut calls, &mut events);
         let idle = calls.is_empty() && events.is_empty();
         for call in calls.drain(..) {
             out.push(Command::Answer(call.key, message(call.request)));
