@@ -4,10 +4,10 @@ Almost everything here is freed by reference counts; the collector is for the cy
 few. Left alone it walks all data every so often: 45 ms at a million keys. So:
 
 - The young generations are collected as always, in steps that are small because the thresholds
-  are: at most `YOUNG * MIDDLE` objects.
+  are: some `YOUNG * (MIDDLE + 1)` objects.
 - The old generation is collected too, but only while it is small: after each of its collections
   whatever survived is *frozen* (`gc.freeze`), which takes it out of the collector's sight for
-  good. So one step never walks more than about `YOUNG * MIDDLE * OLD` objects, each object is
+  good. So one step walks some `YOUNG * (MIDDLE + 1) * (OLD + 1)` objects, each object is
   walked a handful of times in its life, and data that is frozen costs nothing more.
 
 The price: a cycle that becomes garbage after it was frozen is never freed. What can do that is
@@ -30,8 +30,8 @@ from kvstore.metrics.histogram import Histogram, exponential
 # A few hundred requests under way are some thousand objects that will be gone in a moment: with a
 # smaller young generation most of them were walked, twice, on their way.
 YOUNG = 5000
-MIDDLE = 2
-OLD = 2
+MIDDLE = 1
+OLD = 1
 
 _INCREMENTAL = sys.version_info >= (3, 14)
 
