@@ -20,7 +20,7 @@ from kvstore.pb import rpc_pb2 as pb
 
 Bounds = tuple[bytes, bytes | None]
 
-SPILL_BYTES = 1 << 20
+SPILL_BYTES = 512 << 10
 """A long answer is put together in pieces of about this size."""
 
 
