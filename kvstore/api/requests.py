@@ -25,7 +25,7 @@ _LEVELS: Final = 4
 _LEVELS_MAX: Final = 1000
 """More than protobuf lets pass."""
 _INT32_MAX: Final = (1 << 31) - 1
-_INT32_MIN: Final = (1 << 64) - (1 << 31)
+_INT32_MIN: Final = -(1 << 31)
 _INT64_MAX: Final = (1 << 63) - 1
 _TWO64: Final = 1 << 64
 
@@ -197,32 +197,21 @@ def _int64(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _enum(data: bytes, at: int) -> tuple[int, int]:
-    byte = data[at]
-    if byte < 0x80:
-        return byte, at + 1
-    number, at = _long(data, at)
-    if number <= _INT32_MAX:
-        return number, at
-    if number < _INT32_MIN:
+    number, at = _int64(data, at)
+    if not _INT32_MIN <= number <= _INT32_MAX:
         raise _Unusual
-    return number - _TWO64, at
+    return number, at
 
 
 def _bool(data: bytes, at: int) -> tuple[bool, int]:
-    byte = data[at]
-    if byte < 0x80:
-        return byte != 0, at + 1
-    number, at = _long(data, at)
+    number, at = _int64(data, at)
     return number != 0, at
 
 
 def _span(data: bytes, at: int, end: int) -> tuple[int, int]:
     """A length: (where what follows begins, where it ends)."""
-    size = data[at]
-    at += 1
-    if size >= 0x80:
-        size, at = _long(data, at - 1)
-    if at + size > end:
+    size, at = _int64(data, at)
+    if size < 0 or at + size > end:
         raise _Unusual
     return at, at + size
 

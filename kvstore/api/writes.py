@@ -7,7 +7,7 @@ from io import BytesIO
 from kvstore.api import errors
 from kvstore.api.headers import Headers
 from kvstore.api.ranges import bounds
-from kvstore.api.requests import Delete, Put, read_put
+from kvstore.api.requests import Delete, Put
 from kvstore.mvcc.errors import KeyNotFound
 from kvstore.mvcc.store import Steps
 from kvstore.mvcc.version import Version
@@ -103,14 +103,12 @@ class PutOperation(CallOperation):
 
     def __init__(self, call: Call, headers: Headers, put: Put) -> None:
         super().__init__(call, headers)
-        self.put: Put | None = put
+        self.put = put
         self.cost_bytes = put_cost_bytes(put)
 
     def evaluate(self, draft: Draft) -> bytes:
         """The put's answer: header and, if asked for, the version before."""
-        # Let go of: while it waits for its answer, the next ones can have the memory, still warm.
-        put, self.put = self.put, None
-        previous = make_put(draft, put if put is not None else read_put(self.call.request))
+        previous = make_put(draft, self.put)
         header = self.headers.at(draft.view.revision)
         return header + previous.framed if previous is not None else header
 

@@ -32,13 +32,13 @@ class WriteView:
         "_key",
         "_newest",
         "_own",
+        "_sealed",
         "_shard",
         "effects",
         "now",
         "one_pass",
         "overlay",
         "revision",
-        "sealed",
         "store",
     )
 
@@ -53,8 +53,7 @@ class WriteView:
         """The request names each key once and reads nothing back: its effects need no map."""
         self.effects: list[Effect] = []
         """The newest effects; `effect_parts` has all of them."""
-        self.sealed: list[list[Effect]] | None = None
-        """The effects before those, in parts of SLICE."""
+        self._sealed: list[list[Effect]] = []
         self._own: BucketedDict[bytes, Version] | None = None
         # The key looked up last, its shard, and its newest version: most requests name one key,
         # and name it several times.
@@ -70,7 +69,7 @@ class WriteView:
     @property
     def effect_parts(self) -> list[list[Effect]]:
         """All effects, in order, in parts of at most SLICE (R11)."""
-        return [*(self.sealed or ()), self.effects]
+        return [*self._sealed, self.effects]
 
     # -- single keys -----------------------------------------------------------------------
 
@@ -113,17 +112,13 @@ class WriteView:
         return previous
 
     def _next_sub(self) -> int:
-        sealed = self.sealed
-        count = len(self.effects)
-        return count if sealed is None else len(sealed) * SLICE + count
+        return len(self._sealed) * SLICE + len(self.effects)
 
     def _record(self, shard: Shard, version: Version) -> None:
         """Note an effect. The first needs no map: most requests write one key."""
         effects = self.effects
         if len(effects) == SLICE:
-            if self.sealed is None:
-                self.sealed = []
-            self.sealed.append(effects)
+            self._sealed.append(effects)
             effects = self.effects = []
         effects.append((shard, version))
         if version.key == self._key:

@@ -76,7 +76,7 @@ class LeaseGrant(Command):
         self.state.lessor.check_grant(self.lease_id, self.ttl_s)
         if draft.has_lease(self.lease_id):
             raise LeaseExists
-        draft.change(records.lease_grant(self.lease_id, effective_ttl_s(self.ttl_s)))
+        draft.changes.append(records.lease_grant(self.lease_id, effective_ttl_s(self.ttl_s)))
         return self.respond(draft.view.read_revision)
 
 
@@ -130,7 +130,7 @@ class Compaction(Command):
     def evaluate(self, draft: Draft) -> bytes:
         """Raises Compacted, FutureRevision."""
         self.state.store.check_compaction(self.revision)
-        draft.change(records.compaction(self.revision))
+        draft.changes.append(records.compaction(self.revision))
         return self.respond(draft.view.read_revision)
 
 
@@ -157,5 +157,5 @@ class AlarmChange(Command):
     def evaluate(self, draft: Draft) -> bytes:
         """Always succeeds."""
         if ((self.member_id, self.kind) in self.state.alarms) != self.active:
-            draft.change(records.alarm(self.member_id, self.kind, self.active))
+            draft.changes.append(records.alarm(self.member_id, self.kind, self.active))
         return self.respond(draft.view.read_revision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 
 from kvstore.lease.lessor import Lessor
 from kvstore.mvcc.errors import LeaseNotFound
@@ -22,14 +22,10 @@ class Draft:
 
     def __init__(self, view: WriteView, lessor: Lessor, granted: Container[int]) -> None:
         self.view = view
-        self.changes: Sequence[record_pb2.Record] = ()
+        self.changes: list[record_pb2.Record] = []
         self.stand_in: record_pb2.Record | None = None
         self._lessor = lessor
         self._granted = granted
-
-    def change(self, record: record_pb2.Record) -> None:
-        """Note a change that is not a version. Few requests make one, and hardly any makes two."""
-        self.changes = [*self.changes, record]
 
     def has_lease(self, lease_id: int) -> bool:
         """Whether a lease exists, grants in flight included."""

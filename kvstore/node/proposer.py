@@ -211,12 +211,9 @@ class Proposer:
             return
         if self._accept(operation, draft, parts, nbytes, response):
             overlay = self._overlay
-            if view.sealed is not None:
-                for effects in view.sealed:
-                    for _, version in effects:
-                        overlay[version.key] = version
-            for _, version in view.effects:
-                overlay[version.key] = version
+            for effects in view.effect_parts:
+                for _, version in effects:
+                    overlay[version.key] = version
 
     def _refusal(self, operation: Operation) -> NodeError | None:
         if operation.cost_bytes:
@@ -297,8 +294,7 @@ class Proposer:
             self._answer_behind(operation, NoSpace())
             return False
         batch = self._open
-        first = not batch.parts
-        if first:
+        if not batch.parts:
             batch.revision = draft.view.revision - 1
         for change in draft.changes:
             batch.items.append((None, change))
@@ -306,14 +302,13 @@ class Proposer:
                 self._granted.add(change.lease_grant.id)
         effects = draft.view.effects
         if effects:
-            sealed = draft.view.sealed
-            if sealed is not None:
-                if batch.items:
-                    # A transaction of very many single keys need not be alone in its batch.
-                    for part in sealed:
-                        batch.items.extend(part)
-                else:
-                    batch.bulk = sealed
+            sealed = draft.view.effect_parts[:-1]
+            if batch.items:
+                # A transaction of very many single keys need not be alone in its batch.
+                for part in sealed:
+                    batch.items.extend(part)
+            else:
+                batch.bulk = sealed
             batch.items.extend(effects)
             batch.revision = draft.view.revision
         if draft.stand_in is not None:
@@ -497,11 +492,8 @@ class Proposer:
 
 def _parts(draft: Draft) -> list[bytes]:
     """A draft's records as parts to join: the stored bytes of its versions, reused."""
-    view = draft.view
-    if len(view.effects) == 1 and not (view.sealed or draft.changes or draft.stand_in):
-        framed = view.effects[0][1].framed
-        return [records.transaction_head(view.revision, len(framed)), framed]
     parts = [records.record_part(change) for change in draft.changes]
+    view = draft.view
     if draft.stand_in is not None:
         parts.append(records.record_part(draft.stand_in))
     elif view.effects:

@@ -300,7 +300,7 @@ class _GrpcCall:
         self.request = request
         self.peer = peer
         self._context = context
-        self._pieces: Pieces | None = None
+        self._pieces = Pieces()
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     @property
@@ -310,16 +310,12 @@ class _GrpcCall:
         return self.answer.cancelled() or self._context.time_remaining() == 0
 
     def write(self, part: bytes) -> None:
-        if self.answer.done():
-            return
-        if self._pieces is None:
-            self._pieces = Pieces()
-        self._pieces.write(part)
+        if not self.answer.done():
+            self._pieces.write(part)
 
     def finish(self, response: bytes) -> None:
         if not self.answer.done():
-            pieces = self._pieces
-            self.answer.set_result(response if pieces is None else pieces.joined(response))
+            self.answer.set_result(self._pieces.joined(response))
 
     def fail(self, code: Code, message: str) -> None:
         if not self.answer.done():

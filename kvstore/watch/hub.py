@@ -8,7 +8,7 @@ of the same range form a group and share the reading and the encoding of events.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -299,12 +299,8 @@ class Hub:
 
     # -- what happens ----------------------------------------------------------------------
 
-    def note(self, versions: Sequence[Version]) -> None:
+    def note(self, versions: Iterable[Version]) -> None:
         """Match events that are linked but not visible yet, in order."""
-        if not self.watchers:
-            if versions:
-                self._noted = versions[-1].mod
-            return
         keys, ranges, touched = self._keys, self._ranges, self._touched
         for version in versions:
             key = version.key
