@@ -460,12 +460,10 @@ class FileJournal:
         says NoSpace. To refuse here would tell clients that a disk is full which is not.
         """
         spare = self._log.spare
-        if spare.ready or self._no_room or need > spare.size - DATA_AT:
+        if self._no_room or need > spare.size - DATA_AT:
             return False
-        try:
-            return self._disk.free_bytes(self.directory) >= 2 * spare.size
-        except OSError:
-            return False
+        # In this order: it is ready before it stops to be coming.
+        return spare.coming or spare.ready or spare.has_room()
 
     def _fits_own_segment(self, need: int) -> bool:
         """More than any segment holds: nothing is allocated for that, so this is an estimate."""

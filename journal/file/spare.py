@@ -35,6 +35,8 @@ class Spare:
         self._taken = False
         self.path = directory / SPARE_NAME
         self.size = size
+        self.coming = False
+        """One is being made, and there was room for it when that began."""
 
     @property
     def ready(self) -> bool:
@@ -44,7 +46,7 @@ class Spare:
         """Have one ready. NoSpace when there is no room, OSError when the device fails."""
         with self._lock:
             if self._fd is None and not self._taken:
-                self._fd = self._make()
+                self._get_ready()
 
     def take(self) -> int:
         """Its descriptor, now the caller's; makes one if need be. As `prepare`.
@@ -53,7 +55,8 @@ class Spare:
         """
         with self._lock:
             if self._fd is None:
-                self._fd = self._make()
+                self._get_ready()
+            assert self._fd is not None
             fd, self._fd = self._fd, None
             self._taken = True
             return fd
@@ -62,6 +65,21 @@ class Spare:
         """The file that was taken has another name now."""
         with self._lock:
             self._taken = False
+
+    def _get_ready(self) -> None:
+        try:
+            # Asked before it takes its own blocks, which are no longer free from then on.
+            self.coming = self.has_room()
+            self._fd = self._make()
+        finally:
+            self.coming = False
+
+    def has_room(self) -> bool:
+        """Is there room for one, and as much again for others? An estimate."""
+        try:
+            return self._disk.free_bytes(self._directory) >= 2 * self.size
+        except OSError:
+            return False
 
     def _make(self) -> int:
         disk = self._disk

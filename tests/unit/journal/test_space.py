@@ -212,6 +212,45 @@ def test_the_spare_is_not_touched_between_its_use_and_its_renaming(tmp_path: Pat
     run(scenario)
 
 
+def test_a_spare_whose_blocks_are_had_already_counts_as_coming(tmp_path: Path) -> None:
+    """It took the last of the disk and is being zeroed: nothing has run out for a client."""
+
+    class SlowZeroing(TracedDisk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slow = self.allocated = False
+            self.reached = threading.Event()
+            self.go_on = threading.Event()
+
+        def before(self, name: str, number: int, args: tuple[Any, ...]) -> None:
+            if self.slow and name == "allocate":
+                self.allocated = True
+            elif self.allocated and name == "sync":
+                self.reached.set()
+                assert self.go_on.wait(60)
+
+        def free_bytes(self, path: Path) -> int:
+            return 0 if self.reached.is_set() else super().free_bytes(path)
+
+    async def scenario() -> None:
+        disk = SlowZeroing()
+        journal = make(tmp_path, disk, tick_s=0.001)
+        await journal.open()
+        disk.slow = True
+        tail = await journal.append([b"first"], 0)
+        await asyncio.to_thread(disk.reached.wait, 60)
+        while journal.stats().free_bytes > 4000 + HEADROOM_BYTES // 2:
+            assert journal.reserve(2000)
+            tail = await journal.append([b"x" * 2000], tail)
+        disk.go_on.set()
+        while journal.stats().segments < 2:
+            assert journal.reserve(2000)
+            tail = await journal.append([b"x" * 2000], tail)
+        await journal.close()
+
+    run(scenario)
+
+
 def test_a_batch_larger_than_a_segment_gets_its_own(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = make(tmp_path, TracedDisk())
