@@ -20,8 +20,10 @@ from kvstore.pb import rpc_pb2 as pb
 
 Bounds = tuple[bytes, bytes | None]
 
-SPILL_BYTES = 512 << 10
-"""A long answer is put together in pieces of about this size."""
+GATHER_BYTES = 32 << 10
+"""From this length on the transport gets the stored bytes themselves; below, a copy is cheaper."""
+JOIN_BYTES = 512 << 10
+"""Where they have to be put together here, that is done in pieces of about this size."""
 
 
 def bounds(key: bytes, range_end: bytes) -> Bounds:
@@ -45,10 +47,10 @@ def is_plain_get(request: Range) -> bool:
 
 
 class Spill(Protocol):
-    """Takes the pieces of a long answer, all but the last."""
+    """Takes the parts of a long answer, all but the last."""
 
-    def write(self, part: bytes, /) -> object:
-        """Take the next piece."""
+    def write(self, parts: list[bytes], /) -> object:
+        """Take the next parts; the list stays the caller's."""
 
 
 class Reader(Protocol):
@@ -106,12 +108,13 @@ class KeyValues:
     etcd 3.7 answers it from its index, which knows no leases.
     """
 
-    __slots__ = ("_encode", "_own", "_parts", "_size", "_spill")
+    __slots__ = ("_encode", "_own", "_parts", "_piece_bytes", "_size", "_spill")
 
     def __init__(self, request: Range, head: bytes, spill: Spill | None = None) -> None:
         self._parts: list[bytes] = [head]
         self._size = len(head)
         self._spill = spill
+        self._piece_bytes = JOIN_BYTES if spill is None else GATHER_BYTES
         self._own: BytesIO | None = None
         self._encode: Callable[[Version], bytes] | None = None
         if request.keys_only:
@@ -127,10 +130,13 @@ class KeyValues:
             size += len(part)
             parts.append(part)
         self._size += size
-        if self._size >= SPILL_BYTES or len(parts) > SLICE + 1:
-            if self._spill is None:
-                self._spill = self._own = BytesIO()
-            self._spill.write(b"".join(parts))
+        if self._size >= self._piece_bytes or len(parts) > SLICE + 1:
+            if self._spill is not None:
+                self._spill.write(parts)
+            else:
+                if self._own is None:
+                    self._own = BytesIO()
+                self._own.write(b"".join(parts))
             parts.clear()
             self._size = 0
 

@@ -44,8 +44,8 @@ class _LocalCall:
     def cancelled(self) -> bool:
         return self.answer.cancelled()
 
-    def write(self, part: bytes) -> None:
-        self._pieces.write(part)
+    def write(self, parts: list[bytes]) -> None:
+        self._pieces.write(parts)
 
     def finish(self, response: bytes) -> None:
         if not self.answer.done():

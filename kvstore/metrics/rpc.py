@@ -124,9 +124,9 @@ class _Counted:
     def cancelled(self) -> bool:
         return self._call.cancelled
 
-    def write(self, part: bytes) -> None:
-        self._counters.sent_bytes += len(part)
-        self._call.write(part)
+    def write(self, parts: list[bytes]) -> None:
+        self._counters.sent_bytes += sum(map(len, parts))
+        self._call.write(parts)
 
     def finish(self, response: bytes) -> None:
         counters = self._counters

@@ -309,9 +309,9 @@ class _GrpcCall:
         # deadline passes; the second test sees a deadline that core has not come to yet.
         return self.answer.cancelled() or self._context.time_remaining() == 0
 
-    def write(self, part: bytes) -> None:
+    def write(self, parts: list[bytes]) -> None:
         if not self.answer.done():
-            self._pieces.write(part)
+            self._pieces.write(parts)
 
     def finish(self, response: bytes) -> None:
         if not self.answer.done():

@@ -13,10 +13,10 @@ class Pieces:
     def __init__(self) -> None:
         self._written: BytesIO | None = None
 
-    def write(self, part: bytes) -> None:
+    def write(self, parts: list[bytes]) -> None:
         if self._written is None:
             self._written = BytesIO()
-        self._written.write(part)
+        self._written.write(b"".join(parts))
 
     def joined(self, last: bytes) -> bytes:
         """All that was written, and `last`."""

@@ -92,10 +92,11 @@ class Call(Protocol):
         A service drops such a call before it is proposed, and not after (R12).
         """
 
-    def write(self, part: bytes) -> None:
-        """A part of a message that is too long to be one object: `finish` has the last one.
+    def write(self, parts: list[bytes]) -> None:
+        """Parts of a message that is too long to be one object: `finish` has the last one.
 
-        A gigabyte in one object holds the loop when it is freed.
+        Ten thousand of them at most in one call. A transport that can sends these very objects,
+        so that a long answer costs no copy here and no memory; the list stays the caller's.
         """
 
     def finish(self, response: bytes) -> None:

@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use jotd_door::grpc::{PREFIX_BYTES, Status};
 use jotd_door::queue::{Command, HttpAnswer, HttpRequest, Key, Meta, Room};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyList, PyString};
 
+use crate::gathered::Gathered;
 use crate::link::{Link, MethodCounts, add, lock, status};
 
 /// Told to the client of a call that Python dropped without an answer.
@@ -58,40 +59,8 @@ pub struct Call {
     #[pyo3(get)]
     pub request: Py<PyBytes>,
     pub answered: AtomicBool,
-    pub written: Mutex<Option<Written>>,
-}
-
-/// What an answer begins with, in pieces that the door's thread frees as they are sent: to free all
-/// of a long answer at once takes longer than the interpreter lock may be held.
-#[derive(Default)]
-pub struct Written {
-    full: Vec<Bytes>,
-    last: Vec<u8>,
-}
-
-/// The size of a piece.
-const PIECE_BYTES: usize = 1 << 20;
-
-impl Written {
-    fn add(&mut self, mut part: &[u8]) {
-        while !part.is_empty() {
-            if self.last.capacity() == 0 {
-                self.last.reserve_exact(PIECE_BYTES);
-            }
-            let room = PIECE_BYTES - self.last.len();
-            let (head, rest) = part.split_at(part.len().min(room));
-            self.last.extend_from_slice(head);
-            if self.last.len() == PIECE_BYTES {
-                self.full.push(Bytes::from(std::mem::take(&mut self.last)));
-            }
-            part = rest;
-        }
-    }
-
-    fn finish(mut self) -> Vec<Bytes> {
-        self.full.push(Bytes::from(self.last));
-        self.full
-    }
+    /// What the answer begins with.
+    pub written: Mutex<Option<Gathered>>,
 }
 
 impl Call {
@@ -127,13 +96,15 @@ impl Call {
         self.meta.as_ref().is_some_and(|meta| meta.cancelled.load(Ordering::Relaxed))
     }
 
-    /// Takes a part of an answer that is too long to be one object.
-    fn write(&self, part: &[u8]) {
+    /// Takes parts of an answer that is too long to be one object.
+    fn write(&self, parts: &Bound<'_, PyList>) -> PyResult<()> {
         if self.answered.load(Ordering::Relaxed) || self.cancelled() {
-            return;
+            return Ok(());
         }
-        self.count_bytes(part.len());
-        lock(&self.written).get_or_insert_default().add(part);
+        let mut written = lock(&self.written);
+        let written = written.get_or_insert_with(|| self.link.gathered());
+        self.count_bytes(written.add(parts)?);
+        Ok(())
     }
 
     /// Answers with a message: what was written before, and this.
@@ -149,8 +120,8 @@ impl Call {
         let command = match lock(&self.written).take() {
             None => Command::Answer(self.key, self.link.message(response)),
             Some(mut written) => {
-                written.add(response.as_bytes());
-                Command::AnswerParts(self.key, written.finish())
+                written.push(vec![PyBackedBytes::from(response.clone())]);
+                Command::AnswerParts(self.key, Box::new(written))
             }
         };
         self.link.push(py, command);

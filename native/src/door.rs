@@ -210,8 +210,9 @@ impl Door {
     }
 
     /// Has the door see all answers given so far.
-    fn flush(&self) {
+    fn flush(&self, py: Python<'_>) {
         self.link.flush();
+        self.link.tidy(py);
     }
 
     /// Takes no new connection and tells clients to go elsewhere; DRAINED comes when all is done.
@@ -224,6 +225,7 @@ impl Door {
         self.link.set_schedule(None);
         py.detach(|| self.engine.stop());
         self.link.flush();
+        self.link.forget();
     }
 
     /// Counters by name.

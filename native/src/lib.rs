@@ -2,6 +2,7 @@
 
 mod call;
 mod door;
+mod gathered;
 mod link;
 mod load;
 mod writer;

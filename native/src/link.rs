@@ -10,11 +10,15 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyString};
 
+use crate::gathered::{Gathered, Spent};
+
 /// Answers up to this size are copied together with their prefix; of larger ones the Python object
 /// itself is kept until it was sent.
 const COPY_BYTES_MAX: usize = 16 << 10;
 /// Commands after which the door's thread is woken within a batch, so that it works alongside.
 const WAKE_EVERY: usize = 32;
+/// Lists of spent objects that are let go in one turn.
+const SPENT_MAX: usize = 16;
 
 /// Totals of one method. Written under the interpreter lock only.
 #[derive(Default)]
@@ -48,8 +52,8 @@ pub struct Link {
     scheduled: AtomicBool,
     /// Schedules a call of `Door.flush` on the loop.
     schedule: Mutex<Option<Py<PyAny>>>,
-    /// Python objects that the door's thread is done with. They are let go under the lock.
-    done: Arc<Mutex<Vec<PyBackedBytes>>>,
+    /// Python objects that the door's thread is done with.
+    spent: Spent,
     /// The message that was sent last on a stream, until `flush`: an event goes to many of them as
     /// one and the same object, and is framed once.
     last: Mutex<Option<(Py<PyBytes>, Bytes)>>,
@@ -70,7 +74,7 @@ impl Link {
             in_turn: AtomicBool::new(false),
             scheduled: AtomicBool::new(false),
             schedule: Mutex::new(None),
-            done: Arc::default(),
+            spent: Arc::default(),
             last: Mutex::default(),
         }
     }
@@ -90,10 +94,26 @@ impl Link {
         self.in_turn.store(false, Ordering::Relaxed);
         self.scheduled.store(false, Ordering::Relaxed);
         self.wake();
-        let done = std::mem::take(&mut *lock(&self.done));
-        drop(done);
         let last = lock(&self.last).take();
         drop(last);
+    }
+
+    /// Lets go of what was sent; of the parts of a long answer a few thousand at a time (I9).
+    pub fn tidy(&self, py: Python<'_>) {
+        let mut spent = lock(&self.spent);
+        let rest = spent.len().saturating_sub(SPENT_MAX);
+        let batches = spent.split_off(rest);
+        drop(spent);
+        drop(batches);
+        if rest > 0 && !self.scheduled.swap(true, Ordering::Relaxed) {
+            self.call_schedule(py);
+        }
+    }
+
+    /// Lets go of all of it.
+    pub fn forget(&self) {
+        let spent = std::mem::take(&mut *lock(&self.spent));
+        drop(spent);
     }
 
     fn wake(&self) {
@@ -118,6 +138,10 @@ impl Link {
         if self.in_turn.load(Ordering::Relaxed) || self.scheduled.swap(true, Ordering::Relaxed) {
             return;
         }
+        self.call_schedule(py);
+    }
+
+    fn call_schedule(&self, py: Python<'_>) {
         let schedule = lock(&self.schedule).as_ref().map(|call| call.clone_ref(py));
         if schedule.is_none_or(|call| call.call0(py).is_err()) {
             // No loop, or a closed one: then at once.
@@ -163,13 +187,18 @@ impl Link {
     /// The bytes of a Python object, which lives until they were sent.
     pub fn keep(&self, object: &Bound<'_, PyBytes>) -> Bytes {
         let bytes = Some(PyBackedBytes::from(object.clone()));
-        Bytes::from_owner(Held { bytes, done: Arc::clone(&self.done) })
+        Bytes::from_owner(Held { bytes, spent: Arc::clone(&self.spent) })
+    }
+
+    /// The begin of a long answer.
+    pub fn gathered(&self) -> Gathered {
+        Gathered::new(Arc::clone(&self.spent))
     }
 }
 
 struct Held {
     bytes: Option<PyBackedBytes>,
-    done: Arc<Mutex<Vec<PyBackedBytes>>>,
+    spent: Spent,
 }
 
 impl AsRef<[u8]> for Held {
@@ -180,9 +209,9 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // On whichever thread this is: the object itself is let go under the interpreter lock.
+        // On whichever thread this is.
         if let Some(bytes) = self.bytes.take() {
-            lock(&self.done).push(bytes);
+            lock(&self.spent).push(vec![bytes]);
         }
     }
 }

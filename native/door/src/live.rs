@@ -16,7 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::grpc::{self, Decoder, Status, code};
 use crate::options::Kind;
-use crate::queue::{Command, Event, HttpAnswer, HttpRequest, InCall, Key, Message, Meta, Room};
+use crate::queue::{
+    Command, Event, HttpAnswer, HttpRequest, InCall, Key, Message, Meta, Parts, Room,
+};
 use crate::stats::Stats;
 use crate::world::{Conn, World};
 
@@ -39,7 +41,7 @@ pub(crate) struct Entry {
     timed: bool,
     respond: Option<SendResponse<Bytes>>,
     send: Option<SendStream<Bytes>>,
-    out: VecDeque<Bytes>,
+    out: VecDeque<Out>,
     /// Bytes in `out`.
     queued: usize,
     /// What comes behind them.
@@ -49,6 +51,28 @@ pub(crate) struct Entry {
     room: Option<Arc<Room>>,
     waker: Option<Waker>,
     http1: Option<oneshot::Sender<HttpAnswer>>,
+}
+
+/// Something to be sent; never empty.
+enum Out {
+    Bytes(Bytes),
+    Parts(Box<dyn Parts>),
+}
+
+impl Out {
+    fn len(&self) -> usize {
+        match self {
+            Out::Bytes(bytes) => bytes.len(),
+            Out::Parts(parts) => parts.left(),
+        }
+    }
+
+    fn take(&mut self, max: usize) -> Bytes {
+        match self {
+            Out::Bytes(bytes) => bytes.split_to(max.min(bytes.len())),
+            Out::Parts(parts) => parts.take(max),
+        }
+    }
 }
 
 enum End {
@@ -596,7 +620,7 @@ impl World {
         match command {
             Command::Answer(key, message) => self.answer(key, message),
             Command::AnswerParts(key, parts) => {
-                if self.queue_parts(key, parts) {
+                if self.queue_plain(key, Out::Parts(parts)) {
                     self.end(key, End::Grpc(Status::OK));
                 }
             }
@@ -659,19 +683,20 @@ impl World {
     /// Puts a message into the queue of a call. False if there is no such call.
     fn queue(&self, key: Key, message: Message) -> bool {
         let Message { bytes, framed } = message;
-        if framed { self.enqueue(key, [bytes]) } else { self.queue_parts(key, vec![bytes]) }
+        let bytes = Out::Bytes(bytes);
+        if framed { self.enqueue(key, [bytes]) } else { self.queue_plain(key, bytes) }
     }
 
-    /// The same with a message in parts, which has no prefix yet.
-    fn queue_parts(&self, key: Key, parts: Vec<Bytes>) -> bool {
-        let Some(prefix) = grpc::prefix(parts.iter().map(Bytes::len).sum()) else {
+    /// The same with a message that has no prefix yet.
+    fn queue_plain(&self, key: Key, message: Out) -> bool {
+        let Some(prefix) = grpc::prefix(message.len()) else {
             self.end(key, End::Grpc(grpc::ANSWER_TOO_LONG));
             return false;
         };
-        self.enqueue(key, std::iter::once(Bytes::copy_from_slice(&prefix)).chain(parts))
+        self.enqueue(key, [Out::Bytes(Bytes::copy_from_slice(&prefix)), message])
     }
 
-    fn enqueue(&self, key: Key, parts: impl IntoIterator<Item = Bytes>) -> bool {
+    fn enqueue<const N: usize>(&self, key: Key, parts: [Out; N]) -> bool {
         let mut live = self.live.borrow_mut();
         let Some(entry) = find(&mut live, key) else { return false };
         if entry.end.is_some() {
@@ -680,7 +705,7 @@ impl World {
         let mut added = 0;
         for part in parts {
             added += part.len();
-            if !part.is_empty() {
+            if part.len() > 0 {
                 entry.out.push_back(part);
             }
         }
@@ -767,8 +792,8 @@ impl World {
                     Poll::Ready(_) => return Sent::Gone,
                 }
             }
-            let part = front.split_to(capacity.min(front.len()));
-            if front.is_empty() {
+            let part = front.take(capacity);
+            if front.len() == 0 {
                 out.pop_front();
             }
             let size = part.len();
@@ -848,7 +873,7 @@ impl World {
             if let Some(conn) = &entry.conn {
                 conn.unsent.set(conn.unsent.get() + answer.body.len());
             }
-            entry.out.push_back(answer.body);
+            entry.out.push_back(Out::Bytes(answer.body));
         }
         self.end(key, End::Plain);
     }

@@ -185,12 +185,20 @@ pub struct Message {
     pub framed: bool,
 }
 
+/// A long message that is put together as it is sent, so that its bytes are in memory once.
+pub trait Parts: Send {
+    /// Bytes that were not taken.
+    fn left(&self) -> usize;
+    /// The next of them, at most `max`, at least one.
+    fn take(&mut self, max: usize) -> Bytes;
+}
+
 /// What Python wants done.
 pub enum Command {
     /// Answer a unary call.
     Answer(Key, Message),
     /// Answer a unary call with a message in parts, without its prefix.
-    AnswerParts(Key, Vec<Bytes>),
+    AnswerParts(Key, Box<dyn Parts>),
     /// Answer a unary call, or one of an unknown method, with an error.
     Fail(Key, Status),
     /// Send a message on a stream.

@@ -98,11 +98,11 @@ class Service:
                 call.fail(Code.OUT_OF_RANGE, call.request.decode())
             elif name == "Parts":
                 for part in call.request.split(b","):
-                    call.write(part * 100_000)
+                    call.write([part * 60_000, b"", part * 40_000])
                 call.finish(b"the end")
-                call.write(b"no more")
+                call.write([b"no more"])
             elif name == "HalfAndFail":
-                call.write(call.request)
+                call.write([call.request])
                 call.fail(Code.OUT_OF_RANGE, "after all")
             elif name == "Hold":
                 self.held.append(call)
