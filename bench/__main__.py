@@ -132,7 +132,8 @@ def _run(
     if with_million:
         extra["million"] = million(data / "million", settings.value_bytes)
         for name, value in extra["million"].items():
-            print(f"{name:<28}{value:>12,.{1 if isinstance(value, float) else 0}f}")
+            shown = value if isinstance(value, str) else f"{value:,.{isinstance(value, float):d}f}"
+            print(f"{name:<30}{shown:>12}")
         report.write_json(place / "results.json", runs, versions, settings, extra)
     return 0 if complete else 1
 

@@ -79,12 +79,15 @@ class Server:
 
     def metric(self, name: str) -> float:
         """One value of /metrics, by its full name with labels; 0 if it is not there."""
+        return self.metrics(name).get(name, 0.0)
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Values of /metrics by their full names with labels, those that begin so."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(self.metrics_url + "/metrics", timeout=30) as answer:
-            for line in answer.read().decode().splitlines():
-                if line.rpartition(" ")[0] == name:
-                    return float(line.rpartition(" ")[2])
-        return 0.0
+            lines = answer.read().decode().splitlines()
+        found = (line.rpartition(" ") for line in lines if line.startswith(prefix))
+        return {name: float(value) for name, _, value in found}
 
     def kill(self) -> None:
         """kill -9."""

@@ -67,7 +67,9 @@ class Frozen:
     rpc: RpcCounters
     health: HealthCounts
     late_s: Histogram
-    longest_s: float
+    late_max_s: float
+    held_s: Histogram
+    held_max_s: float
     gc_pause_s: Histogram
     door: Mapping[str, int]
 
@@ -99,7 +101,9 @@ class Metrics:
             rpc=copy.deepcopy(self._rpc),
             health=copy.deepcopy(self._health),
             late_s=self._stalls.late_s.copy(),
-            longest_s=self._stalls.longest_s,
+            late_max_s=self._stalls.late_max_s,
+            held_s=self._stalls.held_s.copy(),
+            held_max_s=self._stalls.held_max_s,
             gc_pause_s=self._gc_pause_s.copy(),
             door=self._door(),
         )
@@ -465,13 +469,19 @@ def _health(health: HealthCounts) -> Iterator[Metric]:
 def _process(frozen: Frozen) -> Iterator[Metric]:
     yield _histogram(
         "jotd_loop_stall_seconds",
-        "How late a timer came that is due every 10 ms: how long the event loop was held.",
+        "How late a timer came that is due every 10 ms: how long the event loop was away.",
         frozen.late_s,
     )
+    yield _gauge("jotd_loop_stall_max_seconds", "The worst since the start.", frozen.late_max_s)
+    yield _histogram(
+        "jotd_loop_held_seconds",
+        "The same without what the loop's thread waited for a processor: how long it was held.",
+        frozen.held_s,
+    )
+    yield _gauge("jotd_loop_held_max_seconds", "The worst since the start.", frozen.held_max_s)
     yield _histogram(
         "jotd_gc_pause_seconds", "How long steps of the garbage collector took.", frozen.gc_pause_s
     )
-    yield _gauge("jotd_loop_stall_max_seconds", "The worst since the start.", frozen.longest_s)
     if (used := _open_files()) is not None:
         yield _gauge("os_fd_used", "The number of used file descriptors.", used)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

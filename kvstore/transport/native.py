@@ -35,7 +35,7 @@ INTERNAL = "internal error; the server's log has the details"
 #: being served; much larger, and the two threads would take turns.
 CHUNK = 64
 #: Requests of a chunk, and the last one of it: a transaction may be work for a hundred others.
-CHUNK_BYTES = 128 << 10
+CHUNK_BYTES = 64 << 10
 #: How long a turn may last before others have theirs (I9). A chunk is not cut, but after one that
 #: took longer the next are smaller.
 TURN_S = 0.002
