@@ -159,12 +159,14 @@ class NativeTransport:
                         if isinstance(payload, door_module.Call):
                             payload.fail(Code.INTERNAL, INTERNAL)
                 now = perf_counter()
-                if now - began > TURN_S:
+                took = now - began
+                if took > TURN_S:
                     self._chunk = max(self._chunk // 2, 1)
                 elif self._chunk < CHUNK:
                     self._chunk = min(2 * self._chunk, CHUNK)
                 began = now
-                if now >= until:
+                # Another chunk like this one would be too long.
+                if now + took >= until:
                     if not self._scheduled:
                         self._scheduled = True
                         self._loop.call_soon(self._again)

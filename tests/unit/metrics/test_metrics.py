@@ -78,8 +78,8 @@ class FakeCall:
         self.peer = None  # type: ignore[assignment]
         self.answers: list[object] = []
 
-    def write(self, part: bytes) -> None:
-        self.answers.append(part)
+    def write(self, parts: list[bytes]) -> None:
+        self.answers.extend(parts)
 
     def finish(self, response: bytes) -> None:
         self.answers.append(response)

@@ -93,9 +93,9 @@ class FakeCall:
         self._done = asyncio.Event()
         self._written: list[bytes] = []
 
-    def write(self, part: bytes) -> None:
+    def write(self, parts: list[bytes]) -> None:
         assert self.code is None, "answered twice"
-        self._written.append(part)
+        self._written.extend(parts)
 
     def finish(self, response: bytes) -> None:
         assert self.code is None, "answered twice"
