@@ -1,37 +1,31 @@
 //! A long answer as the objects that Python has its parts in.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use jotd_door::queue::Parts;
+use bytes::Buf;
+use jotd_door::data::Parts;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList};
 
 use crate::link::lock;
 
-/// How much is put together at once: a few HTTP/2 frames, and little enough to stay in the cache.
-const TAKE_BYTES: usize = 64 << 10;
-
 /// Python objects that are of no more use. They are let go under the interpreter lock.
 pub type Spent = Arc<Mutex<Vec<Vec<PyBackedBytes>>>>;
 
-/// See the module.
+/// See the module. There are as many lists as there were calls of `add`: one of a million objects
+/// would grow in long steps (R11).
 pub struct Gathered {
-    /// As many lists as there were calls of `add`: one of a million would grow in long steps (R11).
-    batches: VecDeque<Vec<PyBackedBytes>>,
-    /// The first part of the first list that was not taken whole.
-    at: usize,
-    /// What was taken of it.
-    taken: usize,
+    batches: VecDeque<Cursor>,
     left: usize,
     spent: Spent,
 }
 
 impl Gathered {
     pub fn new(spent: Spent) -> Gathered {
-        Gathered { batches: VecDeque::new(), at: 0, taken: 0, left: 0, spent }
+        Gathered { batches: VecDeque::new(), left: 0, spent }
     }
 
     /// Adds bytes objects; how many bytes.
@@ -43,31 +37,14 @@ impl Gathered {
         Ok(self.push(batch))
     }
 
-    pub fn push(&mut self, batch: Vec<PyBackedBytes>) -> usize {
-        let size = batch.iter().map(|part| part.len()).sum();
-        self.left += size;
-        self.batches.push_back(batch);
-        size
-    }
-
-    /// The next bytes that lie together, at most `max` of them.
-    fn next(&mut self, max: usize) -> Option<&[u8]> {
-        while self.batches.front()?.get(self.at).is_none() {
-            let spent = self.batches.pop_front()?;
-            lock(&self.spent).push(spent);
-            self.at = 0;
+    pub fn push(&mut self, parts: Vec<PyBackedBytes>) -> usize {
+        let left = parts.iter().map(|part| part.len()).sum();
+        let batch = Arc::new(Batch { parts, spent: Arc::clone(&self.spent) });
+        self.left += left;
+        if left > 0 {
+            self.batches.push_back(Cursor { batch, at: 0, taken: 0, left });
         }
-        let part = self.batches.front()?.get(self.at)?;
-        let (_, rest) = part.split_at_checked(self.taken)?;
-        let piece = rest.get(..max).unwrap_or(rest);
-        if piece.len() == rest.len() {
-            self.at += 1;
-            self.taken = 0;
-        } else {
-            self.taken += piece.len();
-        }
-        self.left -= piece.len();
-        Some(piece)
+        left
     }
 }
 
@@ -76,21 +53,87 @@ impl Parts for Gathered {
         self.left
     }
 
-    fn take(&mut self, max: usize) -> Bytes {
-        let size = max.min(self.left).min(TAKE_BYTES);
-        let mut out = Vec::with_capacity(size);
-        while out.len() < size
-            && let Some(piece) = self.next(size - out.len())
-        {
-            out.extend_from_slice(piece);
+    fn take(&mut self, max: usize) -> Box<dyn Buf> {
+        let Some(front) = self.batches.front_mut() else { return Box::new(&[][..]) };
+        let mut part = front.clone();
+        part.left = part.left.min(max);
+        front.advance(part.left);
+        if front.left == 0 {
+            self.batches.pop_front();
         }
-        Bytes::from(out)
+        self.left -= part.left;
+        Box::new(part)
     }
 }
 
-impl Drop for Gathered {
+/// The objects of one list. Whoever is last to need them gives them back, on whichever thread.
+struct Batch {
+    parts: Vec<PyBackedBytes>,
+    spent: Spent,
+}
+
+impl Drop for Batch {
     fn drop(&mut self) {
-        // On whichever thread this is, sent or not.
-        lock(&self.spent).extend(self.batches.drain(..));
+        lock(&self.spent).push(std::mem::take(&mut self.parts));
+    }
+}
+
+/// Bytes of a batch, from some place on.
+#[derive(Clone)]
+struct Cursor {
+    batch: Arc<Batch>,
+    /// The first part that is not behind it.
+    at: usize,
+    /// What is behind it of that part.
+    taken: usize,
+    left: usize,
+}
+
+impl Cursor {
+    /// The bytes by part; parts may be empty.
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let mut left = self.left;
+        let parts = self.batch.parts.get(self.at..).unwrap_or_default();
+        parts.iter().enumerate().map_while(move |(at, part)| {
+            let from = if at == 0 { self.taken } else { 0 };
+            let rest = part.get(from..).unwrap_or_default();
+            let piece = rest.get(..left).unwrap_or(rest);
+            if left == 0 {
+                return None;
+            }
+            left -= piece.len();
+            Some(piece)
+        })
+    }
+}
+
+impl Buf for Cursor {
+    fn remaining(&self) -> usize {
+        self.left
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.pieces().find(|piece| !piece.is_empty()).unwrap_or_default()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let pieces = self.pieces().filter(|piece| !piece.is_empty());
+        slices.iter_mut().zip(pieces).map(|(slice, piece)| *slice = IoSlice::new(piece)).count()
+    }
+
+    fn advance(&mut self, count: usize) {
+        let mut count = count.min(self.left);
+        self.left -= count;
+        while count > 0 {
+            let size = self.batch.parts.get(self.at).map_or(0, |part| part.len());
+            let rest = size - self.taken;
+            if count < rest || self.at >= self.batch.parts.len() {
+                self.taken += count;
+                return;
+            }
+            count -= rest;
+            self.at += 1;
+            self.taken = 0;
+        }
     }
 }

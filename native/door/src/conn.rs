@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::{Builder, Connection, Handshake};
 use h2::{Ping, PingPong, Reason};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::data::Data;
 use crate::guard::{ENHANCE_YOUR_CALM, Flood};
 use crate::http1;
 use crate::options::Limits;
@@ -126,10 +126,10 @@ fn builder(limits: &Limits) -> Builder {
     builder
 }
 
-type H2 = Connection<WireIo, Bytes>;
+type H2 = Connection<WireIo, Data>;
 
 enum State {
-    Greeting(Box<Handshake<WireIo, Bytes>>),
+    Greeting(Box<Handshake<WireIo, Data>>),
     Open(Box<H2>),
     Over,
 }

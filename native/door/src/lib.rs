@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 mod conn;
+pub mod data;
 pub mod grpc;
 pub mod guard;
 #[doc(hidden)]

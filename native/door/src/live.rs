@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
@@ -14,11 +14,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
 use tokio::sync::oneshot;
 
+use crate::data::{Data, Out};
 use crate::grpc::{self, Decoder, Status, code};
 use crate::options::Kind;
-use crate::queue::{
-    Command, Event, HttpAnswer, HttpRequest, InCall, Key, Message, Meta, Parts, Room,
-};
+use crate::queue::{Command, Event, HttpAnswer, HttpRequest, InCall, Key, Message, Meta, Room};
 use crate::stats::Stats;
 use crate::world::{Conn, World};
 
@@ -39,8 +38,9 @@ pub(crate) struct Entry {
     stream: u32,
     meta: Arc<Meta>,
     timed: bool,
-    respond: Option<SendResponse<Bytes>>,
-    send: Option<SendStream<Bytes>>,
+    respond: Option<SendResponse<Data>>,
+    send: Option<SendStream<Data>>,
+    /// None of them is empty.
     out: VecDeque<Out>,
     /// Bytes in `out`.
     queued: usize,
@@ -51,28 +51,6 @@ pub(crate) struct Entry {
     room: Option<Arc<Room>>,
     waker: Option<Waker>,
     http1: Option<oneshot::Sender<HttpAnswer>>,
-}
-
-/// Something to be sent; never empty.
-enum Out {
-    Bytes(Bytes),
-    Parts(Box<dyn Parts>),
-}
-
-impl Out {
-    fn len(&self) -> usize {
-        match self {
-            Out::Bytes(bytes) => bytes.len(),
-            Out::Parts(parts) => parts.left(),
-        }
-    }
-
-    fn take(&mut self, max: usize) -> Bytes {
-        match self {
-            Out::Bytes(bytes) => bytes.split_to(max.min(bytes.len())),
-            Out::Parts(parts) => parts.take(max),
-        }
-    }
 }
 
 enum End {
@@ -196,7 +174,7 @@ impl World {
         &self,
         conn: &Rc<Conn>,
         request: Request<RecvStream>,
-        mut respond: SendResponse<Bytes>,
+        mut respond: SendResponse<Data>,
     ) {
         let stream = respond.stream_id().as_u32();
         let (head, body) = request.into_parts();
@@ -286,7 +264,7 @@ impl World {
         conn: &Rc<Conn>,
         stream: u32,
         meta: Arc<Meta>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse<Data>,
         body: RecvStream,
         what: What,
         timeout_ms: Option<u64>,
@@ -311,7 +289,7 @@ impl World {
         conn: &Rc<Conn>,
         stream: u32,
         meta: Arc<Meta>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse<Data>,
         timeout_ms: Option<u64>,
     ) -> Key {
         let generation = self.generation.get().wrapping_add(1);
@@ -661,7 +639,7 @@ impl World {
                             trailers.insert(&GRPC_STATUS, ZERO.clone());
                             // A failure means that the stream is gone: nothing is left to do.
                             let _ = send
-                                .send_data(message.bytes, false)
+                                .send_data(Data::Bytes(message.bytes), false)
                                 .and_then(|()| send.send_trailers(trailers));
                             if let Some(conn) = &entry.conn {
                                 conn.handed.set(conn.handed.get() + size);
@@ -796,7 +774,7 @@ impl World {
             if front.len() == 0 {
                 out.pop_front();
             }
-            let size = part.len();
+            let size = part.remaining();
             if send.send_data(part, false).is_err() {
                 return Sent::Gone;
             }
@@ -813,7 +791,7 @@ impl World {
         }
         let done = match end.take() {
             None => return Sent::Waiting,
-            Some(End::Plain) => send.send_data(Bytes::new(), true),
+            Some(End::Plain) => send.send_data(Data::Bytes(Bytes::new()), true),
             Some(End::Grpc(status)) => {
                 let mut trailers = HeaderMap::with_capacity(2);
                 status_headers(&status, &mut trailers);
@@ -913,7 +891,7 @@ fn find(live: &mut slab::Slab<Entry>, key: Key) -> Option<&mut Entry> {
 }
 
 /// Sends the response's headers, and gives the stream that its messages go to.
-fn send_headers(entry: &mut Entry) -> Option<&mut SendStream<Bytes>> {
+fn send_headers(entry: &mut Entry) -> Option<&mut SendStream<Data>> {
     let mut respond = entry.respond.take()?;
     let send = respond.send_response(grpc_response(), false).ok()?;
     Some(entry.send.insert(send))

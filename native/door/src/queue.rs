@@ -14,6 +14,7 @@ use std::task::Waker;
 use bytes::Bytes;
 use http::HeaderMap;
 
+use crate::data::Parts;
 use crate::grpc::Status;
 use crate::options::Limits;
 use crate::stats::Stats;
@@ -183,14 +184,6 @@ pub struct Message {
     pub bytes: Bytes,
     /// Whether the prefix is there already.
     pub framed: bool,
-}
-
-/// A long message that is put together as it is sent, so that its bytes are in memory once.
-pub trait Parts: Send {
-    /// Bytes that were not taken.
-    fn left(&self) -> usize;
-    /// The next of them, at most `max`, at least one.
-    fn take(&mut self, max: usize) -> Bytes;
 }
 
 /// What Python wants done.
