@@ -196,6 +196,20 @@ CLIENTS = tuple(
 FURTHER = (
     kube(10_000),
     Scenario(
+        "list-whole",
+        "list of 100,000 x 1 KiB in one answer, one client",
+        {
+            "scenario": "list",
+            "conns": 1,
+            "concurrency": 1,
+            "limit": 0,
+            "keys": 100_000,
+            "value-bytes": 1024,
+        },
+        (Figure("p50, ms", lambda report: p50_us(report) / 1e3, "{:,.0f}", at_most=1),),
+        keeps=True,
+    ),
+    Scenario(
         "watch-busy",
         "100 watchers of one prefix, puts 64 at once",
         {"scenario": "watch", "conns": 8, "watchers": 100, "concurrency": 64, "value-bytes": 512},
