@@ -33,7 +33,7 @@ from kvstore.metrics.stalls import LoopStalls
 from kvstore.node.autocompact import AutoCompaction, ByRevision, Never, Periodic
 from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import health_pb2, rpc_pb2
-from kvstore.runtime import allocator
+from kvstore.runtime import allocator, threads
 from kvstore.runtime.collector import CollectorPolicy
 from kvstore.runtime.sources import is_compiled
 from kvstore.stats import NodeStats
@@ -60,6 +60,7 @@ FAILED_DRAIN_S = 1.0
 def serve(config: ServeConfig) -> int:
     """Runs a server until a signal or a failure ends it; returns the exit code."""
     allocator.set_policy()
+    threads.set_policy()
     collector = CollectorPolicy()
     collector.start()
     for warning in config.warnings:

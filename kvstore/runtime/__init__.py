@@ -1,1 +1,1 @@
-"""What the process as a whole is set to: the collector's policy, compiled or interpreted."""
+"""What the process as a whole is set to: collector, allocator, threads; compiled or interpreted."""
