@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
+from itertools import accumulate
 from types import TracebackType
 from typing import Self
 
@@ -59,11 +61,8 @@ async def _sample() -> None:
             over.set_result(None)
             loop.remove_reader(sys.stdin.fileno())
             return
-        held, total = [], 0
-        for bound, count in zip((*STALL_S, float("inf")), stalls.held_s.counts, strict=True):
-            total += count
-            held.append((bound, total))
-        print(json.dumps(held), flush=True)
+        up_to = accumulate(stalls.held_s.counts)
+        print(json.dumps([*zip((*STALL_S, math.inf), up_to, strict=True)]), flush=True)
 
     loop.add_reader(sys.stdin.fileno(), asked)
     await over

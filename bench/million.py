@@ -47,11 +47,11 @@ def million(place: Path, value_bytes: int, keys: int = KEYS) -> dict[str, Any]:
             load(server, {**listing, "limit": 0, "duration-s": 1.2 * row["list_s"]})
             watch.seen()
             longest.append((watch.server.longest_ms(), watch.control.longest_ms()))
-        ours, control_s = (sorted(each) for each in zip(*longest, strict=True))
+        ours, theirs = (sorted(each) for each in zip(*longest, strict=True))
         row["longest_in_each_list_ms"] = " ".join(f"{bound:g}" for bound in ours)
         row["longest_median_ms"] = statistics.median(ours)
-        row["control_in_each_list_ms"] = " ".join(f"{bound:g}" for bound in control_s)
-        row["control_median_ms"] = statistics.median(control_s)
+        row["control_in_each_list_ms"] = " ".join(f"{bound:g}" for bound in theirs)
+        row["control_median_ms"] = statistics.median(theirs)
         server.kill()
     with running("jotd", place) as server:
         row["recovery_s"] = server.start_s

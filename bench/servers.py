@@ -77,10 +77,6 @@ class Server:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    def metric(self, name: str) -> float:
-        """One value of /metrics, by its full name with labels; 0 if it is not there."""
-        return self.metrics(name).get(name, 0.0)
-
     def metrics(self, prefix: str) -> dict[str, float]:
         """Values of /metrics by their full names with labels, those that begin so."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -95,12 +95,12 @@ impl Cursor {
         let mut left = self.left;
         let parts = self.batch.parts.get(self.at..).unwrap_or_default();
         parts.iter().enumerate().map_while(move |(at, part)| {
-            let from = if at == 0 { self.taken } else { 0 };
-            let rest = part.get(from..).unwrap_or_default();
-            let piece = rest.get(..left).unwrap_or(rest);
             if left == 0 {
                 return None;
             }
+            let from = if at == 0 { self.taken } else { 0 };
+            let rest = part.get(from..).unwrap_or_default();
+            let piece = rest.get(..left).unwrap_or(rest);
             left -= piece.len();
             Some(piece)
         })
@@ -124,10 +124,9 @@ impl Buf for Cursor {
     fn advance(&mut self, count: usize) {
         let mut count = count.min(self.left);
         self.left -= count;
-        while count > 0 {
-            let size = self.batch.parts.get(self.at).map_or(0, |part| part.len());
-            let rest = size - self.taken;
-            if count < rest || self.at >= self.batch.parts.len() {
+        while let Some(part) = self.batch.parts.get(self.at) {
+            let rest = part.len() - self.taken;
+            if count < rest {
                 self.taken += count;
                 return;
             }

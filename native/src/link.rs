@@ -17,8 +17,8 @@ use crate::gathered::{Gathered, Spent};
 const COPY_BYTES_MAX: usize = 16 << 10;
 /// Commands after which the door's thread is woken within a batch, so that it works alongside.
 const WAKE_EVERY: usize = 32;
-/// Lists of spent objects that are let go in one turn.
-const SPENT_MAX: usize = 16;
+/// Spent objects after which no further list of them is let go in one turn: more than a turn makes.
+const SPENT_MAX: usize = 8192;
 
 /// Totals of one method. Written under the interpreter lock only.
 #[derive(Default)]
@@ -101,7 +101,13 @@ impl Link {
     /// Lets go of what was sent; of the parts of a long answer a few thousand at a time (I9).
     pub fn tidy(&self, py: Python<'_>) {
         let mut spent = lock(&self.spent);
-        let rest = spent.len().saturating_sub(SPENT_MAX);
+        let mut objects = 0;
+        let fitting = spent.iter().rev().take_while(|list| {
+            let fits = objects < SPENT_MAX;
+            objects += list.len();
+            fits
+        });
+        let rest = spent.len() - fitting.count();
         let batches = spent.split_off(rest);
         drop(spent);
         drop(batches);
