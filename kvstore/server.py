@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from journal.contract import JournalError
+from journal.contract import JournalError, Trimmed
 from journal.registry import open_journal
+from kvstore.api.routing import RoutingService
 from kvstore.api.service import EtcdService, ServiceOptions
 from kvstore.cli.config import ServeConfig
 from kvstore.http.endpoints import Endpoints
@@ -37,11 +38,12 @@ from kvstore.runtime import allocator, threads
 from kvstore.runtime.collector import CollectorPolicy
 from kvstore.runtime.sources import is_compiled
 from kvstore.stats import NodeStats
-from kvstore.transport.seam import Kind, Transport
+from kvstore.transport.seam import Kind, Service, Transport
 from partitioner import table as partitions
 
 if TYPE_CHECKING:
     from kvstore.transport.native import HttpHandler, NativeTransport
+    from kvstore.transport.remote import GrpcRemote
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ READY = "ready to serve client requests"
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+START_AGAIN = -1
+"""Not a process's exit code: a node that fell behind what is kept of the journal begins anew."""
 
 #: How often a long replay says how far it is.
 PROGRESS_S = 2.0
@@ -81,7 +85,9 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         try:
-            return await self._run(loop)
+            while (code := await self._run(loop)) == START_AGAIN:
+                pass
+            return code
         except partitions.PartitionTableError as error:
             log.error("--partitions %s: %s", self._config.partitions, error)
             return EXIT_USAGE
@@ -121,6 +127,15 @@ class _Server:
         finally:
             await node.close()
 
+    async def _leader_known(self, node: Node) -> None:
+        """Wait until somebody leads, or this server is told to end."""
+        cluster = node.cluster
+        while cluster is not None and cluster.leader is None:
+            if self._stop.done() or node.failed.done():
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(cluster.changed(), 0.5)
+
     def _make_node(self, loop: asyncio.AbstractEventLoop) -> Node:
         config = self._config
         table = partitions.load(config.partitions) if config.partitions else partitions.kubernetes()
@@ -133,6 +148,7 @@ class _Server:
         )
         options = NodeOptions(
             name=config.name,
+            client_urls=config.advertise_client_urls,
             quota_bytes=config.quota_bytes or 0,
             snapshot_entries=config.snapshot_count,
             auto_compaction=_auto_compaction(config),
@@ -144,21 +160,27 @@ class _Server:
         service = EtcdService(
             node,
             ServiceOptions(
-                advertise_client_urls=list(config.advertise_client_urls),
                 request_bytes_max=config.max_request_bytes,
                 txn_ops_max=config.max_txn_ops,
             ),
         )
+        remote, routing = _routing(service, node, config)
+        front: Service = routing or service
         rpc = RpcCounters(timed=config.metrics_extensive)
         rpc.prepare(service, _methods())
         stalls = LoopStalls(loop)
         health = HealthCounts()
-        stats = NodeStats(node, service, config.warning_apply_duration_s)
+        stats = NodeStats(
+            node,
+            service,
+            config.warning_apply_duration_s,
+            routing.forwarded if routing is not None else None,
+        )
         native = _native(config)
         transport = native or _grpcio(config)
         door = native.stats if native is not None else dict
         metrics = Metrics(stats, rpc, health, stalls, self._collector.pause_s, door)
-        endpoints = Endpoints(LocalClient(service), health, metrics)
+        endpoints = Endpoints(LocalClient(front), health, metrics)
         if native is not None:
             native.http = _answers(endpoints.handle)
         progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
@@ -168,10 +190,11 @@ class _Server:
         if native is not None and not counted:
             rpc.refresh = _refresher(native, rpc)
         try:
-            await transport.start(CountingService(service, rpc, calls=counted))
+            await transport.start(CountingService(front, rpc, calls=counted))
             await http.start(config.http_urls, config.transport.tls)
             stalls.start()
             progress.start()
+            await self._leader_known(node)
             log.info(
                 READY,
                 extra={
@@ -190,14 +213,37 @@ class _Server:
             progress.stop()
             stalls.stop()
             failed = node.failed.done()
+            if node.cluster is not None and not failed:
+                # Others lead from here on, and what still comes is passed on to them.
+                await node.cluster.step_aside()
             service.drain()
             await transport.drain(FAILED_DRAIN_S if failed else config.drain_timeout_s)
             await http.stop()
+            if routing is not None and remote is not None:
+                await routing.close()
+                await remote.close()
+        if failed and isinstance(node.failed.result(), Trimmed):
+            log.warning("starting again from a snapshot: %s", node.failed.result())
+            return START_AGAIN
         if failed:
             log.critical("stopped: %s", node.failed.result())
             return EXIT_FAILED
         log.info("every request is answered, and no more are taken")
         return EXIT_OK
+
+
+def _routing(
+    service: EtcdService, node: Node, config: ServeConfig
+) -> tuple[GrpcRemote, RoutingService] | tuple[None, None]:
+    """What stands before the service where there are several nodes."""
+    cluster = node.cluster
+    if cluster is None:
+        return None, None
+    from kvstore.transport.remote import GrpcRemote
+
+    remote = GrpcRemote(config.transport.tls)
+    cluster.on_leader = lambda: None if cluster.leader is not None else service.leader_lost()
+    return remote, RoutingService(service, node, cluster, node.member_id, remote)
 
 
 def _grpcio(config: ServeConfig) -> Transport:

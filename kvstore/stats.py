@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvstore.api.service import EtcdService
 from kvstore.http.local import alarm_name
 from kvstore.metrics.histogram import LATENCY_S, Histogram, exponential
@@ -25,8 +27,14 @@ class NodeStats:
     """Watches a node's clocks, and reads its numbers when it is called."""
 
     def __init__(
-        self, node: Node, service: EtcdService, slow_apply_s: float = SLOW_APPLY_S
+        self,
+        node: Node,
+        service: EtcdService,
+        slow_apply_s: float = SLOW_APPLY_S,
+        forwarded: Mapping[str, int] | None = None,
     ) -> None:
+        """`forwarded`: calls that were passed on to the leader, by method."""
+        self._forwarded = forwarded or {}
         self._node = node
         self._service = service
         self._slow_apply_s = slow_apply_s
@@ -53,11 +61,14 @@ class NodeStats:
         failed = node.failed.done()
         return ServerStats(
             version=ETCD_VERSION,
-            member_id=state.member_id,
-            has_leader=not failed,
-            is_leader=not failed,
-            # This node took the lead once, when it started.
-            leader_changes_total=1,
+            member_id=node.member_id,
+            has_leader=not failed and bool(node.leader_id),
+            is_leader=not failed and node.is_leading,
+            # A node that is alone took the lead once, when it started.
+            leader_changes_total=1 if node.cluster is None else node.cluster.leader_changes,
+            term=state.term,
+            lease_valid=node.leads(),
+            forwarded_total=self._forwarded,
             alarms=sorted({alarm_name(kind) for _, kind in node.alarms()}),
             store=self._store(),
             watch=WatchStats(
@@ -115,7 +126,8 @@ class NodeStats:
         found = node.journal.stats()
         return JournalMetrics(
             backend=node.journal.name,
-            tail=node.appender.tail,
+            tail=node.journal_tail,
+            lag_entries=node.journal_tail - node.applied,
             bytes_on_disk=found.bytes_on_disk,
             segments=found.segments,
             free_bytes=found.free_bytes,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
+from kvstore.cluster import errors as cluster_errors
 from kvstore.mvcc import errors as store_errors
 from kvstore.node import errors as node_errors
 from kvstore.transport.seam import Code
@@ -40,6 +41,17 @@ REQUEST_TOO_LARGE = ApiError(Code.INVALID_ARGUMENT, "etcdserver: request is too 
 TOO_MANY_REQUESTS = ApiError(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 STOPPED = ApiError(Code.UNAVAILABLE, "etcdserver: server stopped")
 TIMEOUT = ApiError(Code.UNAVAILABLE, "etcdserver: request timed out")
+NO_LEADER = ApiError(Code.UNAVAILABLE, "etcdserver: no leader")
+LEADER_CHANGED = ApiError(Code.UNAVAILABLE, "etcdserver: leader changed")
+LEADER_FAILED = ApiError(
+    Code.UNAVAILABLE,
+    "etcdserver: request timed out, possibly due to previous leader failure",
+)
+NOT_LEADER = ApiError(Code.FAILED_PRECONDITION, "etcdserver: not leader")
+BAD_TRANSFEREE = ApiError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+TRANSFER_TIMEOUT = ApiError(
+    Code.UNAVAILABLE, "etcdserver: request timed out, leader transfer took too long"
+)
 # Ours: of an action that does not exist etcd dies.
 INVALID_ALARM_ACTION = ApiError(Code.INVALID_ARGUMENT, "etcdserver: invalid alarm action")
 CORRUPT = ApiError(Code.DATA_LOSS, "etcdserver: corrupt cluster")
@@ -80,6 +92,11 @@ _BY_TYPE: dict[type[BaseException], ApiError] = {
     node_errors.RequestTooLarge: REQUEST_TOO_LARGE,
     node_errors.RequestTimeout: TIMEOUT,
     node_errors.Stopped: STOPPED,
+    node_errors.LeaderChanged: LEADER_CHANGED,
+    node_errors.LeaderFailed: LEADER_FAILED,
+    cluster_errors.NotLeader: NOT_LEADER,
+    cluster_errors.BadTransferee: BAD_TRANSFEREE,
+    cluster_errors.TransferTimeout: TRANSFER_TIMEOUT,
     node_errors.CorruptAlarm: CORRUPT,
 }
 

@@ -12,6 +12,10 @@ class Headers:
 
     def __init__(self, cluster_id: int, member_id: int, term: int) -> None:
         self._prefix = field_varint(b"\x08", cluster_id) + field_varint(b"\x10", member_id)
+        self.begin_term(term)
+
+    def begin_term(self, term: int) -> None:
+        """Answers from now on are of a new term."""
         self._suffix = field_varint(b"\x20", term)
         body = self._prefix + self._suffix
         self.without_revision = b"\x0a%b%b" % (varint(len(body)), body)

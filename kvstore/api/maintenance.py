@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvstore.api import errors
 from kvstore.api.headers import Headers
 from kvstore.mvcc.hashing import hash_steps
 from kvstore.mvcc.store import Steps
@@ -19,14 +20,18 @@ def status(node: Node, headers: Headers) -> bytes:
     at the current revision. raftIndex and raftAppliedIndex are the journal's tail.
     """
     state = node.state
+    leader = node.leader_id
+    found = [_alarm_text(alarm) for alarm in node.alarms()]
+    if not leader:
+        found.append(errors.NO_LEADER.message)
     response = pb.StatusResponse(
         version=ETCD_VERSION,
         dbSize=state.store.size_bytes,
-        leader=state.member_id,
-        raftIndex=node.appender.tail,
+        leader=leader,
+        raftIndex=node.journal_tail,
         raftTerm=state.term,
-        raftAppliedIndex=node.appender.tail,
-        errors=[_alarm_text(alarm) for alarm in node.alarms()],
+        raftAppliedIndex=node.applied,
+        errors=found,
         dbSizeInUse=state.store.live_size_bytes,
         storageVersion=STORAGE_VERSION,
         dbSizeQuota=node.options.quota_bytes,
@@ -50,10 +55,14 @@ def alarms(headers: Headers, revision: int, found: list[Alarm]) -> bytes:
     return b"".join(parts)
 
 
-def member_list(node: Node, headers: Headers, name: str, client_urls: list[str]) -> bytes:
+def member_list(node: Node, headers: Headers) -> bytes:
     """A MemberListResponse; like etcd's, its header has no revision."""
-    member = pb.Member(ID=node.state.member_id, name=name, clientURLs=client_urls)
-    response = pb.MemberListResponse(members=[member])
+    response = pb.MemberListResponse(
+        members=[
+            pb.Member(ID=member.id, name=member.name, clientURLs=member.client_urls)
+            for member in node.members()
+        ]
+    )
     return headers.without_revision + response.SerializeToString()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -42,7 +42,6 @@ GRPC_OVERHEAD_BYTES = 512 * 1024
 class ServiceOptions:
     """What the service can be told."""
 
-    advertise_client_urls: list[str] = field(default_factory=list)
     request_bytes_max: int = 1536 * 1024
     txn_ops_max: int = 128
 
@@ -55,14 +54,14 @@ class EtcdService:
 
     def __init__(self, node: Node, options: ServiceOptions) -> None:
         self._node = node
-        self._advertise_client_urls = options.advertise_client_urls
         self._request_bytes_max = options.request_bytes_max
         self._txn_ops_max = options.txn_ops_max
         self.max_request_bytes = options.request_bytes_max + GRPC_OVERHEAD_BYTES
         state = node.state
         self._state = state
         self._store = state.store
-        self._headers = Headers(state.cluster_id, state.member_id, state.term)
+        self._headers = Headers(node.cluster_id, node.member_id, state.term)
+        node.on_term = self._begin_term
         self._watch_streams: set[WatchStream] = set()
         self._health_streams: set[_HealthWatch] = set()
         self._draining = False
@@ -80,6 +79,7 @@ class EtcdService:
             "/etcdserverpb.Lease/LeaseLeases": self._lease_leases,
             "/etcdserverpb.Cluster/MemberList": self._member_list,
             "/etcdserverpb.Maintenance/Alarm": self._alarm,
+            "/etcdserverpb.Maintenance/MoveLeader": self._move_leader,
             "/etcdserverpb.Maintenance/Status": self._status,
             "/etcdserverpb.Maintenance/Defragment": self._defragment,
             "/etcdserverpb.Maintenance/Hash": self._hash,
@@ -134,6 +134,16 @@ class EtcdService:
         """The progress timer has come round (--watch-progress-notify-interval)."""
         for stream in list(self._watch_streams):
             stream.notify_progress()
+
+    def _begin_term(self) -> None:
+        self._headers.begin_term(self._state.term)
+
+    def leader_lost(self) -> None:
+        """Nobody leads: end the watches of clients that asked to be told (`hasleader`)."""
+        lost = errors.NO_LEADER
+        for stream in list(self._watch_streams):
+            if stream.needs_leader:
+                stream.end(lost.code, lost.message)
 
     def drain(self) -> None:
         """End streams; calls under way are answered by the node (SIGTERM)."""
@@ -268,14 +278,22 @@ class EtcdService:
 
     def _member_list(self, call: Call) -> None:
         pb.MemberListRequest.FromString(call.request)
-        name = self._node.options.name
-        call.finish(
-            maintenance.member_list(self._node, self._headers, name, self._advertise_client_urls)
-        )
+        call.finish(maintenance.member_list(self._node, self._headers))
 
     def _status(self, call: Call) -> None:
         pb.StatusRequest.FromString(call.request)
         call.finish(maintenance.status(self._node, self._headers))
+
+    def _move_leader(self, call: Call) -> None:
+        request = pb.MoveLeaderRequest.FromString(call.request)
+
+        def done(error: Exception | None) -> None:
+            if error is not None:
+                _fail(call, error)
+            else:
+                call.finish(b"")  # etcd sends no header either
+
+        self._node.move_leader(request.targetID, done)
 
     def _defragment(self, call: Call) -> None:
         """Nothing is fragmented here: answer as etcd does when it is done."""

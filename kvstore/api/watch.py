@@ -80,6 +80,7 @@ class WatchStream:
         self._pumping = False
         self._progress_wanted = False
         self._closed = False
+        self.needs_leader = stream.peer.metadata("hasleader") == "true"
 
     # -- from the client -------------------------------------------------------------------
 

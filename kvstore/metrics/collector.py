@@ -26,7 +26,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvstore.metrics.histogram import Histogram
@@ -192,6 +192,18 @@ def _server(s: ServerStats) -> Iterator[Metric]:
         "The number of leader changes seen.",
         s.leader_changes_total,
     )
+    yield _gauge("jotd_term", "The term of the last leader that this member knows of.", s.term)
+    yield _gauge(
+        "jotd_lease_valid",
+        "Whether this member leads and its lease holds, so that it serves consistent reads.",
+        s.lease_valid,
+    )
+    forwarded = CounterMetricFamily(
+        "jotd_forwarded_total", "Calls that were passed on to the leader.", labels=["method"]
+    )
+    for method, count in s.forwarded_total.items():
+        forwarded.add_metric([method], count)
+    yield forwarded
     yield _info("etcd_server_version", "Which version is running.", "server_version", s.version)
     minor = ".".join(s.version.split(".")[:2])
     yield _info(
@@ -367,6 +379,9 @@ def _journal(s: ServerStats) -> Iterator[Metric]:
     )
     yield _histogram("jotd_journal_batch_records", "Write requests in one batch.", j.batch_records)
     yield _gauge("jotd_journal_tail", "Sequence of the last batch.", j.tail)
+    yield _gauge(
+        "jotd_journal_lag_entries", "Batches that this node has yet to apply.", j.lag_entries
+    )
     yield _gauge("jotd_journal_segments", "Segments kept.", j.segments)
     yield _gauge("jotd_journal_bytes", "What the segments occupy.", j.bytes_on_disk)
     yield _gauge("jotd_journal_free_bytes", "Room that is left.", j.free_bytes)

@@ -7,7 +7,7 @@ Totals count from the start of the process. Sizes are in bytes, times in seconds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.metrics.histogram import LATENCY_S, Histogram, exponential
@@ -97,6 +97,8 @@ class ProposalStats:
 class JournalMetrics:
     backend: str = ""
     tail: int = 0
+    lag_entries: int = 0
+    """Entries that are there and not applied yet, on a node that follows."""
     bytes_on_disk: int = 0
     segments: int = 0
     free_bytes: int = 0
@@ -128,6 +130,11 @@ class ServerStats:
     is_leader: bool = False
     is_learner: bool = False
     leader_changes_total: int = 0
+    term: int = 0
+    lease_valid: bool = False
+    """Whether linearizable requests are served here, now (R6)."""
+    forwarded_total: Mapping[str, int] = field(default_factory=dict)
+    """Calls and streams that were passed on to the leader, by method."""
     alarms: Sequence[str] = ()
     """Names of the active ones, such as NOSPACE."""
     store: StoreStats = field(default_factory=StoreStats)

@@ -42,6 +42,9 @@ class Appender:
         self._task: asyncio.Task[None] | None = None
         self.tail = 0
         self.committing = False
+        self.among_others = False
+        """Whether another node goes on when this one is fenced."""
+        self._halting = False
         self.appends = 0
         self.observe_append: Callable[[float, int, int], None] = lambda *_: None
 
@@ -52,6 +55,7 @@ class Appender:
     def start(self, proposer: Proposer, committer: Committer, tail: int) -> None:
         """Begin to append after sequence `tail`."""
         self.tail = tail
+        self._halting = False
         self._task = asyncio.get_running_loop().create_task(self._run(proposer, committer))
 
     async def stop(self) -> None:
@@ -60,25 +64,39 @@ class Appender:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    async def halt(self) -> None:
+        """End the task behind the append that is under way, however that ends."""
+        self._halting = True
+        self.wake()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
     async def _run(self, proposer: Proposer, committer: Committer) -> None:
         """Until the journal fails, or applying does: then nothing more is served (I10)."""
         loop = asyncio.get_running_loop()
         try:
-            while True:
+            while not self._halting:
                 wanted = self._gathering.wanted(loop.time())
                 if proposer.is_short_of(wanted):
                     await self._gather(proposer, wanted)
                 batch = proposer.take()
                 if batch is None:
                     self._ready.clear()
-                    await self._ready.wait()
+                    # A node that was told to halt meanwhile has woken this already.
+                    if not self._halting:
+                        await self._ready.wait()
                 else:
                     await self._take_through(batch, proposer, committer)
         except Exception as failure:
             if not isinstance(failure, JournalError):
                 log.exception("appending or applying failed")
-            proposer.stop()
-            proposer.refused(errors.Stopped())
+            if self.among_others and isinstance(failure, Conflict | Unknown):
+                proposer.stop(errors.LeaderChanged())
+                proposer.refused(errors.LeaderFailed())
+            else:
+                proposer.stop(errors.Stopped())
+                proposer.refused(errors.Stopped())
             self._on_failure(failure)
 
     async def _gather(self, proposer: Proposer, wanted: int) -> None:

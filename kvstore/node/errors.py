@@ -27,5 +27,13 @@ class Stopped(NodeError):
     """The node is shutting down, or its journal failed."""
 
 
+class LeaderChanged(NodeError):
+    """This node led when the request came, and leads no more; nothing was written."""
+
+
+class LeaderFailed(NodeError):
+    """The same, and whether the request took effect is not known (I7)."""
+
+
 class CorruptAlarm(NodeError):
     """The CORRUPT alarm is raised: no request is served."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from journal.contract import Journal
+from journal.contract import Conflict, Journal, JournalError, Unknown
+from kvstore.cluster.cluster import Cluster, boottime
+from kvstore.cluster.election import Member, Timing
+from kvstore.cluster.errors import BadTransferee, Superseded
 from kvstore.node import records
 from kvstore.node.appender import Appender
 from kvstore.node.autocompact import AutoCompaction, Never
@@ -20,10 +24,12 @@ from kvstore.node.commands import (
     nothing,
 )
 from kvstore.node.committer import Committer
+from kvstore.node.errors import LeaderChanged, LeaderFailed, Stopped
 from kvstore.node.gathering import Gathering
 from kvstore.node.operation import Operation
 from kvstore.node.proposer import Proposer
 from kvstore.node.recovery import Recovery
+from kvstore.node.replay import Follower
 from kvstore.node.slicer import Slicer
 from kvstore.node.snapshotter import Snapshotter
 from kvstore.node.state import Alarm
@@ -35,6 +41,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 EXPIRY_PERIOD_S = 0.5
+TAIL_PERIOD_S = 1.0
 REVOKES_PER_PERIOD = 500
 DRAIN_S = 10.0
 SLOW_APPEND_S = 1.0
@@ -45,6 +52,9 @@ class NodeOptions:
     """What a node can be told."""
 
     name: str = "default"
+    client_urls: tuple[str, ...] = ()
+    """Where clients and other nodes reach this one."""
+    timing: Timing = field(default_factory=Timing)
     quota_bytes: int = 2 << 30
     snapshot_entries: int = 0
     """Take a snapshot after this many write requests; 0: when the journal has grown by as much
@@ -65,9 +75,11 @@ class Node:
         options: NodeOptions,
         loop: asyncio.AbstractEventLoop,
         cpu_s: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = boottime,
     ) -> None:
-        """`cpu_s` is the processor time of the loop's thread."""
+        """`cpu_s` is the processor time of the loop's thread, `clock` that of the lead (R6)."""
         self._cpu_s = cpu_s
+        self._clock = clock
         self.options = options
         self.journal = journal
         self.table = table
@@ -85,6 +97,16 @@ class Node:
         self._bytes_at_snapshot = 0
         self._journaled_bytes = 0
         self._alarm_pending = False
+        self._term_seen = 0
+        self._tail_seen = 0
+        self._tail_task: asyncio.Task[None] | None = None
+        self._next_look = 0.0
+        self._moving: set[asyncio.Task[None]] = set()
+        self.is_leading = False
+        self.cluster: Cluster | None = None
+        """None: this node is alone, and leads."""
+        self.on_term: Callable[[], None] = lambda: None
+        """Called when a new term has begun."""
         self.versions_compacted = 0
         self.leases_expired = 0
         self.is_open = False
@@ -92,7 +114,7 @@ class Node:
     # -- start and end ---------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Recover the state, take the lead with a fence in the journal, and serve.
+        """Recover the state; then lead, or follow where several nodes share the journal.
 
         Raises JournalError when the journal cannot be used.
         """
@@ -101,38 +123,46 @@ class Node:
         self.state = await recovery.run(opened)
         self.snapshot_sequence = recovery.snapshot_sequence
         self._snapshot_bytes = recovery.snapshot_bytes
-        tail = await self._fence(opened.identity, opened.tail)
-        self.state.lessor.renew_all(self.now())
+        self.cluster_id = _id(opened.identity[:8])
         self.hub = Hub(self.state.store)
         self.appender = Appender(self.journal, self.slicer, Gathering(self._cpu_s), self._fail)
         self.proposer = Proposer(
             self.state, self.journal, self.slicer, self.now, self.appender.wake
         )
+        self.proposer.stop(LeaderChanged())
         self.proposer.quota_bytes = self.options.quota_bytes
         self.proposer.on_no_space = self._raise_no_space
         self.proposer.is_capped = self._is_capped
         self.proposer.on_failure = self._fail
         self.committer = Committer(self.state, self.hub, self.proposer, self.now)
         self.committer.on_compact = self._compact_physically
+        self.follower = Follower(
+            self.journal,
+            self.state,
+            self.hub,
+            self.slicer,
+            self.now,
+            recovery.tail,
+            self._applied,
+            self._lost,
+        )
         self.snapshotter = Snapshotter(self.journal, self.state, self.now, recovery.damaged)
-        self._auto_compaction = self.options.auto_compaction(self.now())
         self.appender.observe_append = self._appended
-        self.appender.start(self.proposer, self.committer, tail)
+        control = self.journal.control
+        if control is None:
+            self.member_id = _id(opened.identity[8:16])
+            await self.take_lead(self.state.term + 1)
+        else:
+            digest = hashlib.blake2b(self.options.name.encode(), key=opened.identity)
+            self.member_id = _id(digest.digest()[:8])
+            me = Member(self.member_id, self.options.name, self.options.client_urls)
+            self.appender.among_others = True
+            self.cluster = Cluster(self, control, me, self.options.timing, self._clock)
+            self.follower.start(recovery.tail)
+            await self.cluster.open()
         self._compact_physically()
         self.is_open = True
         self._tick()
-
-    async def _fence(self, identity: bytes, tail: int) -> int:
-        """Begin a new term: the first append of a leader (I6)."""
-        state = self.state
-        cluster_id = int.from_bytes(identity[:8]) >> 1 or 1
-        member_id = int.from_bytes(identity[8:16]) >> 1 or 1
-        record = records.term(state.term + 1, member_id, cluster_id)
-        part = records.record_part(record)
-        self.journal.reserve(len(part), urgent=True)
-        tail = await self.journal.append([part], tail)
-        state.change(record, self.now())
-        return tail
 
     async def close(self) -> None:
         """Answer what is in flight, sync, and let go of the journal (SIGTERM)."""
@@ -140,21 +170,154 @@ class Node:
             self._ticker.cancel()
         if self.is_open:
             self.is_open = False
-            self.proposer.stop()
-            deadline = self.now() + DRAIN_S
-            while not self.proposer.idle and not self.failed.done() and self.now() < deadline:
-                await asyncio.sleep(0.005)
+            if self.cluster is not None:
+                await self.cluster.close()
+            self.proposer.stop(Stopped())
+            await self.drain_writes(DRAIN_S)
             await self.appender.stop()
-        if self._snapshot_task is not None:
-            self._snapshot_task.cancel()
-            await asyncio.gather(self._snapshot_task, return_exceptions=True)
+            await self.follower.stop()
+        for task in (self._snapshot_task, self._tail_task):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.journal.close()
 
+    def move_leader(self, successor: int, done: Callable[[Exception | None], None]) -> None:
+        """Have another member lead; `done` is told how it ended."""
+
+        async def move() -> None:
+            try:
+                if self.cluster is not None:
+                    await self.cluster.hand_over(successor)
+                elif successor != self.member_id:
+                    raise BadTransferee
+            except Exception as error:
+                done(error)
+            else:
+                done(None)
+
+        task = self._loop.create_task(move())
+        self._moving.add(task)
+        task.add_done_callback(self._moving.discard)
+
+    async def drain_writes(self, within_s: float) -> None:
+        """Wait until nothing is in flight, for so long at most."""
+        deadline = self.now() + within_s
+        while not self.proposer.idle and not self.failed.done() and self.now() < deadline:
+            await asyncio.sleep(0.005)
+
     def _fail(self, error: BaseException) -> None:
-        """The journal is lost: stop serving writes at once (I10)."""
+        """The journal is lost, or the lead: stop serving writes at once (I10)."""
+        if self.cluster is not None and isinstance(error, Conflict | Unknown):
+            log.warning("the lead is lost: %s", error)
+            self.cluster.lead_lost()
+            return
+        self._lost(error)
+
+    def _lost(self, error: BaseException) -> None:
         log.critical("the node stops: %s", error)
         if not self.failed.done():
             self.failed.set_result(error)
+
+    # -- leading and following -------------------------------------------------------------
+
+    async def take_lead(self, term: int) -> None:
+        """Begin a new term: apply all that is there, then append the fence (I6).
+
+        Raises Superseded when a later term has begun, and JournalError.
+        """
+        await self.follower.stop()
+        record = records.term(term, self.member_id, self.cluster_id)
+        part = records.record_part(record)
+        while True:
+            if self.cluster is not None:
+                await self.follower.catch_up()
+            if self.state.term >= term:
+                raise Superseded
+            self.journal.reserve(len(part), urgent=True)
+            try:
+                tail = await self.journal.append([part], self.follower.applied)
+            except Conflict:
+                # The leader before may append until then, and no longer.
+                if self.cluster is None:
+                    raise
+                continue
+            break
+        now = self.now()
+        self.state.change(record, now)
+        self.follower.applied = tail
+        self.state.lessor.renew_all(now)
+        self._auto_compaction = self.options.auto_compaction(now)
+        self.proposer.resume()
+        self.appender.start(self.proposer, self.committer, tail)
+        self.is_leading = True
+        self.on_term()
+
+    async def step_down(self) -> None:
+        """Lead no more, and follow from where this node's own writes ended.
+
+        An append that is under way is waited for: the journal decides whether it counts (I6).
+        """
+        self.is_leading = False
+        self.proposer.stop(LeaderChanged())
+        await self.appender.halt()
+        self.proposer.refused(LeaderFailed())
+        while not self.proposer.idle:
+            await asyncio.sleep(0.005)
+        self.follower.start(self.appender.tail)
+
+    async def follow(self) -> None:
+        """Go on following when the lead could not be taken."""
+        self.follower.start(self.follower.applied)
+
+    def leads(self) -> bool:
+        """Whether linearizable requests may be served by this node, now (R6)."""
+        return self.is_leading and (self.cluster is None or self.cluster.leads())
+
+    @property
+    def term(self) -> int:
+        """The newest term that the state has seen."""
+        return self.state.term
+
+    @property
+    def leader_id(self) -> int:
+        """The leader's member id; 0 if there is none as far as this node can tell."""
+        if self.cluster is None:
+            return self.member_id
+        leader = self.cluster.leader
+        return leader.id if leader is not None else 0
+
+    def members(self) -> list[Member]:
+        """The nodes that share the journal."""
+        if self.cluster is None:
+            return [Member(self.member_id, self.options.name, self.options.client_urls)]
+        return self.cluster.members()
+
+    @property
+    def applied(self) -> int:
+        """The sequence that the state stands at."""
+        return self.appender.tail if self.is_leading else self.follower.applied
+
+    @property
+    def journal_tail(self) -> int:
+        """The journal's last sequence, as of a second ago at most."""
+        return max(self.applied, self._tail_seen)
+
+    async def _look_at_tail(self) -> None:
+        try:
+            self._tail_seen = await self.journal.tail()
+        except JournalError:
+            pass  # It stays what it was; the election says that the journal is away.
+        finally:
+            self._tail_task = None
+
+    def _applied(self) -> None:
+        """The follower has applied an entry."""
+        if self.state.term != self._term_seen:
+            self._term_seen = self.state.term
+            self.on_term()
+        if self.state.store.compacted_through < self.state.store.compact_revision:
+            self._compact_physically()
 
     # -- writes ----------------------------------------------------------------------------
 
@@ -178,7 +341,7 @@ class Node:
         """
         active = set(self.state.alarms)
         if self.proposer.disk_is_full:
-            active.add((self.state.member_id, pb.NOSPACE))
+            active.add((self.member_id, pb.NOSPACE))
         return sorted(active)
 
     def _is_capped(self) -> bool:
@@ -194,13 +357,20 @@ class Node:
             self._alarm_pending = False
 
         state = self.state
-        self.submit(AlarmChange(state, state.member_id, pb.NOSPACE, True, nothing, done))
+        self.submit(AlarmChange(state, self.member_id, pb.NOSPACE, True, nothing, done))
 
     # -- time ------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         now = self.now()
+        if self.state.store.compacted_through < self.state.store.compact_revision:
+            self._compact_physically()
+        if not self.is_leading:
+            if self._tail_task is None and now >= self._next_look:
+                self._next_look = now + TAIL_PERIOD_S
+                self._tail_task = self._loop.create_task(self._look_at_tail())
+            return
         self.proposer.expire(now)
         self.proposer.look_for_room()
         if now >= self._next_expiry:
@@ -211,8 +381,6 @@ class Node:
         target = self._auto_compaction.due(now, self.state.store.revision)
         if target is not None and target > self.state.store.compact_revision:
             self.submit(Compaction(self.state, target, nothing, nobody))
-        if self.state.store.compacted_through < self.state.store.compact_revision:
-            self._compact_physically()
         if self._snapshot_is_due():
             self.start_snapshot()
 
@@ -281,3 +449,8 @@ class Node:
             log.exception("snapshot failed")
         finally:
             self._snapshot_task = None
+
+
+def _id(raw: bytes) -> int:
+    """A cluster's or a member's id: 63 bits, not 0."""
+    return int.from_bytes(raw) >> 1 or 1

@@ -105,7 +105,7 @@ class Proposer:
         self._queue: deque[Operation] = deque()
         self._held = False
         self._full = False
-        self._stopped = False
+        self._stopped: NodeError | None = None
         self._draining = False
         self._proposing = False
         self._batch_bytes_max = journal.max_batch_bytes
@@ -146,8 +146,8 @@ class Proposer:
     def submit(self, operation: Operation) -> None:
         """Take an operation in; it is answered now or later, once."""
         operation.submitted_at = self._now()
-        if self._stopped:
-            operation.fail(Stopped())
+        if self._stopped is not None:
+            operation.fail(self._stopped)
         elif self._queue or self._held or self._full or (operation.drains and self._pending):
             if (
                 len(self._queue) >= OPERATIONS_WAITING_MAX
@@ -255,8 +255,8 @@ class Proposer:
     ) -> None:
         """A drained operation is evaluated."""
         self._held = False
-        if self._stopped:
-            operation.fail(Stopped())
+        if self._stopped is not None:
+            operation.fail(self._stopped)
             return
         if result is None:
             assert isinstance(error, Exception)
@@ -321,7 +321,7 @@ class Proposer:
 
     def _journal_failed(self, failure: JournalError) -> None:
         """The journal is out of service, found out before the next append was (I10)."""
-        self.stop()
+        self.stop(Stopped())
         self.on_failure(failure)
 
     def _has_room(self, operation: Operation, draft: Draft, nbytes: int) -> bool:
@@ -339,7 +339,7 @@ class Proposer:
 
     def look_for_room(self) -> None:
         """Find out whether a disk that was full has room again: for more than one write."""
-        if self.disk_is_full and not self._stopped:
+        if self.disk_is_full and self._stopped is None:
             try:
                 self.disk_is_full = not self._journal.reserve(ROOM_BYTES)
             except JournalError as failure:
@@ -481,13 +481,19 @@ class Proposer:
         for operation in late:
             answer(operation, RequestTimeout())
 
-    def stop(self) -> None:
-        """Take nothing more in; operations that only wait are answered with Stopped."""
-        self._stopped = True
+    def stop(self, why: NodeError) -> None:
+        """Take nothing more in; operations that only wait are answered with `why`."""
+        self._stopped = why
         queue, self._queue = self._queue, deque()
         self._queued_bytes = 0
         for operation in queue:
-            answer(operation, Stopped())
+            answer(operation, why)
+
+    def resume(self) -> None:
+        """Take operations in (again): this node leads. Nothing is under way from before."""
+        assert self.idle
+        self._state_bytes = self._state.size_bytes
+        self._stopped = None
 
 
 def _parts(draft: Draft) -> list[bytes]:

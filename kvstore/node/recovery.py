@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from google.protobuf.message import DecodeError
 
-from journal.contract import Corrupt, Entry, Journal, Opened
+from journal.contract import Corrupt, Journal, Opened
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
-from kvstore.node import records
+from kvstore.node.replay import entry_steps
 from kvstore.node.state import State
 from kvstore.pb import record_pb2
 from partitioner.table import PartitionTable
@@ -42,6 +42,8 @@ class Recovery:
         self._now = now
         self.snapshot_sequence = 0
         self.snapshot_bytes = 0
+        self.tail = 0
+        """The sequence that the state stands at."""
         self.damaged: list[str] = []
 
     async def run(self, opened: Opened) -> State:
@@ -51,16 +53,10 @@ class Recovery:
         replayed = 0
         async for entries in self._journal.read(self.snapshot_sequence):
             for entry in entries:
-                for record in _records(entry):
-                    revision = record.revision
-                    if revision and revision != state.store.revision + 1:
-                        raise _not_ours(
-                            entry,
-                            f"revision {revision} follows {state.store.revision}",
-                        )
-                    for _ in state.replay_steps(record, self._now()):
-                        pass
-                    replayed += 1
+                for _ in entry_steps(state, entry, self._now()):
+                    pass
+                self.tail = entry.sequence
+                replayed += 1
             await asyncio.sleep(0)
         log.info(
             "recovered",
@@ -68,7 +64,7 @@ class Recovery:
                 "fields": {
                     "revision": state.store.revision,
                     "snapshot-sequence": self.snapshot_sequence,
-                    "replayed-records": replayed,
+                    "replayed-entries": replayed,
                     "took-seconds": round(time.monotonic() - started, 3),
                 }
             },
@@ -101,7 +97,7 @@ class Recovery:
                 damage = error
                 self.damaged.append(info.name)
                 continue
-            self.snapshot_sequence = sequence
+            self.snapshot_sequence = self.tail = sequence
             self.snapshot_bytes = info.size
             return state
         if opened.oldest > 1:
@@ -142,23 +138,6 @@ class Recovery:
         for alarm in header.alarms:
             state.alarms.add((alarm.member_id, alarm.type))
         return state
-
-
-def _records(entry: Entry) -> list[record_pb2.Record]:
-    try:
-        return list(records.read_batch(entry.payload))
-    except DecodeError:
-        raise _not_ours(entry, "it holds no records") from None
-
-
-def _not_ours(entry: Entry, what: str) -> Corrupt:
-    """An entry that is intact, and yet none that could stand there (I3, I10)."""
-    return Corrupt(
-        "journal",
-        entry.sequence,
-        f"the entry at this sequence is not the one that belongs there: {what}",
-        "Restore the journal from a copy",
-    )
 
 
 def _parse_header(name: str, chunk: bytes) -> record_pb2.SnapshotHeader:

@@ -6,7 +6,7 @@ records over the same snapshot always gives the same state (I5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 
 from kvstore.lease.lessor import Lessor
@@ -73,8 +73,16 @@ class State:
             case _:
                 pass
 
-    def replay_steps(self, record: record_pb2.Record, now: float) -> Steps[None]:
-        """Apply one record of the journal at recovery, or on a follower."""
+    def replay_steps(
+        self,
+        record: record_pb2.Record,
+        now: float,
+        note: Callable[[Sequence[Version]], None],
+    ) -> Steps[None]:
+        """Apply one record of the journal, without publishing it.
+
+        `note` is told of all versions as they are linked, in order.
+        """
         store = self.store
         change = record.WhichOneof("change")
         if change == "delete_range":
@@ -82,31 +90,36 @@ class State:
             high = None if key_range.range_end == b"\x00" else key_range.range_end
             view = WriteView(store, {}, record.revision, now, one_pass=True)
             yield from view.delete_range_steps(key_range.key, high)
-            yield from self._link_all(view)
+            yield from self._link_all(view, note)
         elif change == "lease_revoke":
             lease = self.lessor.get(record.lease_revoke)
             if lease is not None and record.revision:
                 view = WriteView(store, {}, record.revision, now, one_pass=True)
                 yield from delete_lease_keys_steps(view, lease.keys.parts())
-                yield from self._link_all(view)
+                yield from self._link_all(view, note)
             self.change(record, now)
         elif change is not None:
             self.change(record, now)
+        linked: list[Version] = []
         for sub, kv in enumerate(record.versions):
             body = kv.SerializeToString()
             framed = b"\x12%b%b" % (varint(len(body)), body)
             shard = store.shard_of(kv.key)
             previous = shard.index.get(kv.key)
-            self.link(shard, version_from_wire(framed, sub, previous))
+            version = version_from_wire(framed, sub, previous)
+            self.link(shard, version)
+            linked.append(version)
             if sub % SLICE == SLICE - 1:
+                note(linked)
+                linked = []
                 yield
-        if record.revision:
-            store.publish(record.revision)
+        note(linked)
 
-    def _link_all(self, view: WriteView) -> Steps[None]:
+    def _link_all(self, view: WriteView, note: Callable[[Sequence[Version]], None]) -> Steps[None]:
         for part in view.effect_parts:
             for shard, version in part:
                 self.link(shard, version)
+            note([version for _, version in part])
             yield
 
 

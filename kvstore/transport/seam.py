@@ -11,7 +11,7 @@ Order is kept within a stream and nowhere else (R12).
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvstore.transport.address import ListenUrl
@@ -184,3 +184,35 @@ class Transport(Protocol):
 
     async def drain(self, grace_s: float) -> None:
         """Take no new connection or call, let those under way finish, close (SIGTERM)."""
+
+
+class RemoteError(Exception):
+    """What another node, or the way there, answered."""
+
+    def __init__(self, code: Code, message: str, *, unsent: bool) -> None:
+        """`unsent`: the request certainly was not taken."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.unsent = unsent
+
+
+class Remote(Protocol):
+    """The way to other nodes. Messages are bytes as they came; RemoteError says what failed."""
+
+    async def unary(
+        self,
+        url: str,
+        method: str,
+        request: bytes,
+        metadata: list[tuple[str, str]],
+        within_s: float,
+    ) -> bytes: ...
+
+    def stream(
+        self,
+        url: str,
+        method: str,
+        requests: AsyncIterator[bytes],
+        metadata: list[tuple[str, str]],
+    ) -> AsyncIterator[bytes]: ...

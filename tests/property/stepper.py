@@ -152,6 +152,8 @@ class Stepper:
             record = records.term(1, 1, 1)
             self.tail = at_once(self.journal.append([records.record_part(record)], self.tail))
             self.state.change(record, self.now())
+        self.cluster_id, self.member_id = self.state.cluster_id, self.state.member_id
+        self.on_term: Callable[[], None] = lambda: None
         self.hub = Hub(self.state.store)
         self.proposer = Proposer(self.state, self.journal, self.slicer, self.now, lambda: None)  # type: ignore[arg-type]
         self.committer = Committer(self.state, self.hub, self.proposer, self.now)

@@ -16,12 +16,14 @@ ALLOWED: dict[str, set[str]] = {
     "kvstore.mvcc": {"partitioner", "kvstore.pb"},
     "kvstore.lease": {"kvstore.mvcc"},
     "kvstore.watch": {"kvstore.mvcc"},
+    "kvstore.cluster": {"journal.contract", "kvstore.pb"},
     "kvstore.node": {
         "journal.contract", "partitioner", "kvstore.mvcc", "kvstore.lease", "kvstore.watch",
-        "kvstore.pb",
+        "kvstore.cluster", "kvstore.pb",
     },
     "kvstore.api": {
         "partitioner", "kvstore.mvcc", "kvstore.lease", "kvstore.watch", "kvstore.node",
+        "kvstore.cluster",
         "kvstore.pb", "kvstore.transport.seam", "kvstore.version",
     },
 }  # fmt: skip

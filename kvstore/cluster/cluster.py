@@ -1,0 +1,214 @@
+"""A node among others: turns what the election says into leading and following.
+
+One task changes the role, one step at a time, so that a node never leads and follows at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from journal.contract import Journal, JournalError
+from kvstore.cluster.election import Election, Member, Timing
+from kvstore.cluster.elector import Elector
+from kvstore.cluster.errors import BadTransferee, NotLeader, Superseded, TransferTimeout
+
+log = logging.getLogger(__name__)
+
+DELAY_S_MAX = 0.2
+"""Nodes claim a random part of this later than they could: seldom two at once."""
+
+HAND_OVER_S = 5.0
+"""What writes in flight may take before leadership is handed over without them, and what the
+successor may take."""
+
+RETRY_S = 1.0
+"""A node that could not take the lead lets others try for so long."""
+
+
+class Roles(Protocol):
+    """What a node does when it leads and when it follows; see `kvstore.node.node.Node`."""
+
+    is_leading: bool
+
+    @property
+    def term(self) -> int: ...
+
+    async def take_lead(self, term: int) -> None: ...
+
+    async def step_down(self) -> None: ...
+
+    async def follow(self) -> None: ...
+
+    async def drain_writes(self, within_s: float) -> None: ...
+
+
+def boottime() -> float:
+    """Seconds that go on while the machine sleeps (R6)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Cluster:
+    """One node's part in the cluster."""
+
+    def __init__(
+        self,
+        node: Roles,
+        control: Journal,
+        me: Member,
+        timing: Timing,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self.clock = clock
+        self._node = node
+        self.election = Election(
+            me, os.urandom(16), timing, random.SystemRandom().uniform(0, DELAY_S_MAX)
+        )
+        self._elector = Elector(control, self.election, self.clock, lambda: node.term, self._look)
+        self._leaving = False
+        self._left = False
+        self._lost = False
+        self._wanted = asyncio.Event()
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._seen: tuple[Member | None, bool, bool] = (None, False, False)
+        self.leader_changes = 0
+        self.on_leader: Callable[[], None] = lambda: None
+        """Called when there is another leader, or none."""
+
+    # -- what others ask -------------------------------------------------------------------
+
+    def leads(self) -> bool:
+        """Whether the lease holds (R6)."""
+        return not self._leaving and self.election.leads(self.clock())
+
+    @property
+    def leader(self) -> Member | None:
+        """Who leads, as far as this node can tell."""
+        return self.election.leader(self.clock())
+
+    def members(self) -> list[Member]:
+        """Everybody who has ever joined."""
+        return self.election.members()
+
+    async def changed(self) -> None:
+        """Wait for the next change of anything that says who leads."""
+        await asyncio.shield(self._changed)
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Make this node known, and take part. Raises JournalError."""
+        self._elector.eligible = True
+        await self._elector.open()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._look()
+
+    async def close(self) -> None:
+        """Hand the lead to anyone, and leave."""
+        await self.step_aside()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._elector.close()
+
+    async def step_aside(self) -> None:
+        """Lead no more, nor again: this node is about to end."""
+        self._elector.eligible = False
+        if self._node.is_leading or self.election.holds:
+            await self._hand_over(0)
+
+    async def hand_over(self, successor: int) -> None:
+        """Have another member lead (MoveLeader).
+
+        Raises NotLeader, BadTransferee, TransferTimeout.
+        """
+        if not self.leads():
+            raise NotLeader
+        if self.election.member(successor) is None:
+            raise BadTransferee
+        if successor == self.election.me.id:
+            return
+        await self._hand_over(successor)
+        deadline = self.clock() + HAND_OVER_S
+        while self.election.control.leader != successor:
+            if self.clock() > deadline:
+                raise TransferTimeout
+            await asyncio.sleep(0.01)
+
+    async def _hand_over(self, successor: int) -> None:
+        """Finish what is in flight, give up the lease, then say so: in this order (R6)."""
+        self._leaving = True
+        try:
+            await self._node.drain_writes(HAND_OVER_S)
+            self._left = True
+            self._elector.vacate(successor)
+            self._wanted.set()
+            deadline = self.clock() + HAND_OVER_S
+            while (self.election.holds or self._node.is_leading) and self.clock() < deadline:
+                await asyncio.sleep(0.005)
+        finally:
+            self._leaving = self._left = False
+
+    def lead_lost(self) -> None:
+        """The data journal refused this leader, or does not answer."""
+        self._lost = True
+        self._wanted.set()
+
+    # -- roles -----------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """The control journal was looked at, whether something was new or not."""
+        self._wanted.set()
+        seen = self.leader, self.election.holds, self.leads()
+        if seen == self._seen:
+            return
+        before, self._seen = self._seen[0], seen
+        leader = seen[0]
+        if leader is not None and leader != before:
+            self.leader_changes += 1
+            log.info(
+                "leader changed",
+                extra={"fields": {"leader": leader.name, "term": self.election.control.term}},
+            )
+        self._tell()
+        if leader != before:
+            self.on_leader()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
+        changed.set_result(None)
+
+    async def _run(self) -> None:
+        node, election = self._node, self.election
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if node.is_leading and (self._lost or self._left or not election.holds):
+                lost = self._lost
+                await node.step_down()
+                if lost and election.holds:
+                    self._elector.vacate(0)
+                self._tell()
+            elif not node.is_leading and election.holds and not self._elector.vacating:
+                await self._take_lead(election.control.term)
+                self._tell()
+            self._lost = False
+
+    async def _take_lead(self, term: int) -> None:
+        try:
+            await self._node.take_lead(term)
+        except (Superseded, JournalError) as error:
+            log.warning("the lead of term %d could not be taken: %s", term, error)
+            await self._node.follow()
+            self._elector.eligible = False
+            self._elector.vacate(0)
+            await asyncio.sleep(RETRY_S)
+            self._elector.eligible = True
+            return
+        log.info("leading", extra={"fields": {"term": term}})

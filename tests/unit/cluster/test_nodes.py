@@ -1,0 +1,427 @@
+"""Three whole nodes on one memory journal, in virtual time: who leads, and what clients see."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport.seam import Code
+from tests.unit.cluster.nodes import Many, One, cluster, range_request
+from tests.unit.node.world import KV, MAINTENANCE, FakeCall, mod_is, put_op, run
+
+LEADER_FAILED = "etcdserver: request timed out, possibly due to previous leader failure"
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_one_leads_and_all_serve() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            leader = await many.leader()
+            for number, one in enumerate(many.nodes.values()):
+                put = await one.put(b"k%d" % number, b"v")
+                assert put.response.header.revision == number + 2
+                got = (await one.get(b"k%d" % number)).response
+                assert got.kvs[0].value == b"v" and got.header.revision == number + 2
+            assert len(await many.hashes()) == 1
+            for one in many.nodes.values():
+                local = await one.call(KV + "Range", range_request(b"k0", serializable=True))
+                assert local.response.kvs[0].value == b"v"
+                assert local.response.header.member_id == one.node.member_id
+                assert local.response.header.raft_term == leader.node.state.term
+                status = await one.call(MAINTENANCE + "Status", pb.StatusRequest())
+                answer = pb.StatusResponse.FromString(status.raw or b"")
+                assert answer.leader == leader.node.member_id
+                assert answer.header.member_id == one.node.member_id
+                assert (answer.raftTerm, answer.raftIndex) == (1, many.storage.tail)
+            forwarded = sum(sum(one.routing.forwarded.values()) for one in many.others(leader))
+            assert forwarded == 4 and not leader.routing.forwarded
+
+    run(main)
+
+
+def test_everybody_knows_the_members() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            await many.leader()
+            await asyncio.sleep(1)
+            lists = set()
+            for one in many.nodes.values():
+                call = await one.call("/etcdserverpb.Cluster/MemberList", pb.MemberListRequest())
+                members = pb.MemberListResponse.FromString(call.raw or b"").members
+                lists.add(tuple((m.ID, m.name, *m.clientURLs) for m in members))
+            (found,) = lists
+            assert sorted(name for _, name, _ in found) == ["a", "b", "c"]
+
+    run(main)
+
+
+def test_another_takes_over_from_a_leader_that_died() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.put(b"k", b"1")
+            began = now()
+            many.kill(first)
+            second = await many.leader()
+            assert now() - began < 2.0 + 0.2 + 0.2 + 0.5
+            assert second.node.state.term == first.node.state.term + 1
+            assert (await second.put(b"k", b"2")).response.header.revision == 3
+            (third,) = many.others(second)
+            assert (await third.get(b"k")).response.kvs[0].value == b"2"
+            assert len(await many.hashes()) == 1
+
+    run(main)
+
+
+def test_calls_wait_for_the_next_leader() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.put(b"k", b"1")
+            many.kill(first)
+            survivors = list(many.nodes.values())
+            calls = [one.get(b"k") for one in survivors] + [one.put(b"x") for one in survivors]
+            for call in calls:
+                assert (await call).code is Code.OK
+
+    run(main)
+
+
+def test_a_leader_that_is_cut_off_stops_to_serve_before_another_starts() -> None:
+    """I6, R6."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.put(b"k", b"old")
+            first.cut()
+            lost = first.put(b"k", b"lost")
+            while first.node.leads():
+                assert many.leaders() == [first]
+                await asyncio.sleep(0.001)
+            second = await many.leader()
+            assert second is not first
+            await second.put(b"k", b"new")
+            first.cut(False)
+            assert (await lost).error == (Code.UNAVAILABLE, LEADER_FAILED)
+            await asyncio.sleep(3)
+            assert many.leaders() == [second]
+            got = (await first.get(b"k")).response
+            assert got.kvs[0].value == b"new"
+            assert len(await many.hashes()) == 1
+
+    run(main)
+
+
+def test_what_was_asked_when_the_lease_had_lapsed_is_not_answered_from_old_state() -> None:
+    """I2: the read waits, and then sees what the next leader has acknowledged."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.put(b"k", b"old")
+            first.cut()
+            while first.node.leads():
+                await asyncio.sleep(0.01)
+            second = await many.leader()
+            await second.put(b"k", b"new")
+            read = first.get(b"k")
+            await asyncio.sleep(0.5)
+            assert not read.done
+            first.cut(False)
+            assert (await read).response.kvs[0].value == b"new"
+
+    run(main)
+
+
+def test_an_outage_of_the_journal_changes_no_leader() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            for one in many.nodes.values():
+                one.cut()
+            put = first.put(b"k", b"v")
+            await asyncio.sleep(4)
+            assert not many.leaders() and not put.done
+            for one in many.nodes.values():
+                one.cut(False)
+            assert (await many.leader()) is first
+            assert (await put).code is Code.OK
+            assert first.node.state.term == 1
+
+    run(main)
+
+
+def test_a_planned_hand_over() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            chosen, other = many.others(first)
+            await asyncio.sleep(1)
+            calls: list[FakeCall] = []
+            stop = asyncio.Event()
+
+            async def write() -> None:
+                while not stop.is_set():
+                    for one in many.nodes.values():
+                        calls.append(one.put(b"k", b"%d" % len(calls)))
+                    await asyncio.sleep(0.01)
+
+            writer = asyncio.ensure_future(write())
+            began = now()
+            request = pb.MoveLeaderRequest(targetID=chosen.node.member_id)
+            refused = await other.call(MAINTENANCE + "MoveLeader", request)
+            assert refused.error == (Code.FAILED_PRECONDITION, "etcdserver: not leader")
+            bad = await first.call(MAINTENANCE + "MoveLeader", pb.MoveLeaderRequest(targetID=99))
+            assert bad.error == (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+            moved = await first.call(MAINTENANCE + "MoveLeader", request)
+            assert moved.code is Code.OK
+            assert (await many.leader()) is chosen
+            assert now() - began < 1.0
+            stop.set()
+            await writer
+            revisions = [(await call).response.header.revision for call in calls]
+            assert len(set(revisions)) == len(revisions)
+            assert len(await many.hashes()) == 1
+
+    run(main)
+
+
+def test_a_rolling_restart_fails_no_call() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            await many.leader()
+            client_calls: list[FakeCall] = []
+            stop = asyncio.Event()
+
+            async def write() -> None:
+                while not stop.is_set():
+                    for one in many.nodes.values():
+                        if one.node.is_open:
+                            client_calls.append(one.put(b"k", b"v"))
+                    await asyncio.sleep(0.02)
+
+            writer = asyncio.ensure_future(write())
+            for name in ("a", "b", "c"):
+                one = many.nodes[name]
+                assert one.node.cluster is not None
+                await asyncio.sleep(0.5)
+                await one.node.cluster.step_aside()
+                await many.leader(1.0)
+                del many.nodes[name]
+                await asyncio.sleep(0.5)
+                await one.routing.close()
+                await one.node.close()
+                await many.start(name)
+            stop.set()
+            await writer
+            codes = [(await call).code for call in client_calls]
+            assert set(codes) == {Code.OK} and len(codes) > 100
+            assert len(await many.hashes()) == 1
+
+    run(main)
+
+
+def test_a_watch_of_a_follower_goes_on_over_a_change_of_leader() -> None:
+    """I4: complete, ordered, unique; and consistent reads through it come out right."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            follower, _ = many.others(first)
+            stream = follower.watch_stream()
+            stream.say(
+                pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k", range_end=b"l"))
+            )
+            await asyncio.sleep(0.1)
+            for number in range(5):
+                await first.put(b"k", b"%d" % number)
+            many.kill(first)
+            second = await many.leader()
+            for number in range(5, 10):
+                await second.put(b"k", b"%d" % number)
+            await many.caught_up()
+            await asyncio.sleep(0.1)
+            events = [event for message in stream.messages for event in message.events]
+            assert [event.kv.value for event in events] == [b"%d" % n for n in range(10)]
+            assert [event.kv.mod_revision for event in events] == list(range(2, 12))
+
+    run(main)
+
+
+def test_clients_that_want_a_leader_are_told_that_there_is_none() -> None:
+    async def main() -> None:
+        async with cluster(2) as many:
+            first = await many.leader()
+            (other,) = many.others(first)
+            await asyncio.sleep(1)
+            other.cut()
+            await asyncio.sleep(5)
+            call = other.call(KV + "Range", range_request(b"k"), [("hasleader", "true")])
+            assert call.error == (Code.UNAVAILABLE, "etcdserver: no leader")
+            local = other.call(KV + "Range", range_request(b"k", serializable=True))
+            assert local.code is Code.OK
+            status = other.call(MAINTENANCE + "Status", pb.StatusRequest())
+            answer = pb.StatusResponse.FromString(status.raw or b"")
+            assert answer.leader == 0 and answer.errors == ["etcdserver: no leader"]
+
+    run(main)
+
+
+def test_leases_live_on_under_the_next_leader_with_their_full_time() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.grant(7, 10)
+            await first.put(b"k", lease=7)
+            await asyncio.sleep(8)
+            many.kill(first)
+            second = await many.leader()
+            await asyncio.sleep(7)
+            assert (await second.get(b"k")).response.count == 1
+            await asyncio.sleep(5)
+            assert (await second.get(b"k")).response.count == 0
+            assert len(await many.hashes()) == 1
+
+    run(main)
+
+
+def test_a_huge_delete_is_repeated_alike_on_followers() -> None:
+    """R13, and compaction after it (I5)."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            for start in range(0, 2500, 100):
+                request = pb.TxnRequest(
+                    success=[put_op(b"a/%06d" % n, b"v") for n in range(start, start + 100)]
+                )
+                await first.call(KV + "Txn", request)
+            await first.grant(9)
+            await first.put(b"b/leased", lease=9)
+            deleted = await first.delete(b"a/", b"a0")
+            assert deleted.response.deleted == 2500
+            await first.revoke(9)
+            await first.compact(first.revision - 1)
+            assert len(await many.hashes()) == 1
+            for one in many.others(first):
+                request = range_request(b"\0", range_end=b"\0", serializable=True)
+                assert (await one.call(KV + "Range", request)).response.count == 0
+
+    run(main)
+
+
+def test_a_node_that_fell_behind_what_is_kept_says_so() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            behind, _ = many.others(first)
+            behind.cut()
+            for number in range(50):
+                await first.put(b"k", b"%d" % number)
+            many.storage.trim(40)
+            behind.cut(False)
+            await first.put(b"k", b"more")
+            failure: Any = await behind.node.failed
+            assert type(failure).__name__ == "Trimmed"
+            many.kill(behind)
+
+    run(main)
+
+
+def test_an_empty_node_starts_from_a_snapshot_and_what_came_after() -> None:
+    async def main() -> None:
+        async with cluster(2) as many:
+            first = await many.leader()
+            for number in range(50):
+                await first.put(b"k%d" % number)
+            first.node.start_snapshot()
+            while not first.node.snapshotter.taken:
+                await asyncio.sleep(0.01)
+            many.storage.trim(first.node.snapshot_sequence + 1)
+            await first.put(b"after")
+            await many.start("c")
+            assert len(await many.hashes()) == 1
+
+    run(main)
+
+
+# -- negative controls: without the fence, or without durability, these checks must fail -----
+
+
+async def _loses_a_write(many: Many, first: One) -> bool:
+    """A leader that was cut off while it wrote: is anything lost that was acknowledged?"""
+    await first.put(b"k", b"old")
+    first.cut()
+    lost = first.put(b"k", b"late")
+    while first.node.leads():
+        await asyncio.sleep(0.01)
+    second = await many.leader()
+    acked = [(b"k", b"new", (await second.put(b"k", b"new")).response.header.revision)]
+    first.cut(False)
+    await lost
+    if lost.code is Code.OK:
+        acked.append((b"k", b"late", lost.response.header.revision))
+    await asyncio.sleep(3)
+    revisions = [revision for _, _, revision in acked]
+    if len(set(revisions)) < len(revisions):
+        return True
+    if any(one.node.failed.done() for one in many.nodes.values()):
+        return True
+    leader = await many.leader()
+    latest = max(acked, key=lambda write: write[2])
+    return (await leader.get(latest[0])).response.kvs[0].value != latest[1]
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_the_fence_is_what_keeps_a_late_write_out(fenced: bool) -> None:
+    """I6."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            first.data.fenced = fenced
+            assert await _loses_a_write(many, first) == (not fenced)
+            if not fenced:
+                for one in list(many.nodes.values()):
+                    many.kill(one)
+
+    run(main)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_answer_before_durability_loses_writes(durable: bool) -> None:
+    """I1."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            first.data.durable = durable
+            call = await first.put(b"k", b"v")
+            assert call.code is Code.OK
+            many.kill(first)
+            second = await many.leader()
+            found = (await second.get(b"k")).response.count
+            assert found == (1 if durable else 0)
+
+    run(main)
+
+
+def test_two_that_write_at_once_agree_on_one_order() -> None:
+    """A transaction at a follower compares with what the leader has."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            await many.leader()
+            request = pb.TxnRequest(compare=[mod_is(b"k", 0)], success=[put_op(b"k", b"v")])
+            calls = [one.call(KV + "Txn", request) for one in many.nodes.values()]
+            succeeded = [(await call).response.succeeded for call in calls]
+            assert sorted(succeeded) == [False, False, True]
+
+    run(main)
