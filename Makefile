@@ -30,7 +30,7 @@ KUBE_VERSION := $(shell sed -n 's,.*k8s.io/kubernetes v\([0-9.]*\).*,\1,p' tools
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install native run test test-fast lint format proto tools bench clean
+.PHONY: help install native run cluster test test-fast lint format proto tools bench clean
 
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -46,6 +46,11 @@ native: install ## Install, and insist on the native front door
 
 run: install ## Install, then serve the etcd v3 API on 127.0.0.1:2379
 	@exec $(BIN)/jotd serve $(ARGS)
+
+# The nats-server that is there is good enough; without one, the one that can be built.
+cluster: install ## Install, then run three nodes and three nats-servers, ports 23701 to 23799
+	@test -x $(TOOLS)/nats-server || command -v nats-server >/dev/null || $(MAKE) $(TOOLS)/nats-server
+	@exec $(BIN)/python tools/cluster $(ARGS)
 
 # Tests that start a server do so twice, with all that is native and with nothing that is: that must
 # not be observable. What runs in the tests' own process always runs from the sources. Both runs
@@ -75,6 +80,7 @@ lint: install ## Check style, types, and that the generated modules are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict kvstore journal partitioner bench
+	$(BIN)/mypy --strict tools/cluster
 	@if command -v $(CARGO) >/dev/null; then cd native && $(CARGO) fmt --check && \
 	    nice -n 5 $(CARGO) clippy --quiet --workspace --all-targets -- -D warnings; \
 	else echo 'lint: no Rust here, so native/ is not checked'; fi
