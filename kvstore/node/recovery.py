@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from google.protobuf.message import DecodeError
 
-from journal.contract import Corrupt, Journal, Opened
+from journal.contract import Corrupt, Journal, Opened, Trimmed
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.node.replay import entry_steps
@@ -20,6 +20,9 @@ from partitioner.table import PartitionTable
 log = logging.getLogger(__name__)
 
 SNAPSHOT_FORMAT = 1
+
+OVERTAKEN_TRIES = 3
+"""How often recovery begins anew because another node trimmed what it was reading."""
 
 
 def snapshot_name(sequence: int) -> str:
@@ -49,15 +52,15 @@ class Recovery:
     async def run(self, opened: Opened) -> State:
         """The state as of the journal's tail. Raises Corrupt when it cannot be rebuilt."""
         started = time.monotonic()
-        state = await self._newest_snapshot(opened)
-        replayed = 0
-        async for entries in self._journal.read(self.snapshot_sequence):
-            for entry in entries:
-                for _ in entry_steps(state, entry, self._now()):
-                    pass
-                self.tail = entry.sequence
-                replayed += 1
-            await asyncio.sleep(0)
+        for _ in range(OVERTAKEN_TRIES):
+            try:
+                state, replayed = await self._rebuild(opened)
+                break
+            except (Trimmed, KeyError):
+                # The leader took a snapshot meanwhile, and let go of what this one relied on.
+                log.warning("the journal was trimmed while it was read; starting again")
+        else:
+            state, replayed = await self._rebuild(opened)
         log.info(
             "recovered",
             extra={
@@ -71,18 +74,34 @@ class Recovery:
         )
         return state
 
+    async def _rebuild(self, opened: Opened) -> tuple[State, int]:
+        self.snapshot_sequence = self.tail = 0
+        state = await self._newest_snapshot(opened)
+        replayed = 0
+        async for entries in self._journal.read(self.snapshot_sequence):
+            for entry in entries:
+                for _ in entry_steps(state, entry, self._now()):
+                    pass
+                self.tail = entry.sequence
+                replayed += 1
+            await asyncio.sleep(0)
+        return state, replayed
+
     async def _newest_snapshot(self, opened: Opened) -> State:
         """Load the newest sound snapshot that the kept journal continues."""
         damage: Corrupt | None = None
-        for info in reversed(await self._journal.snapshots.list()):
+        found = await self._journal.snapshots.list()
+        # Others may have gone on since the journal was opened: asked after the list.
+        tail = max(opened.tail, await self._journal.tail())
+        for info in reversed(found):
             sequence = snapshot_sequence(info.name)
             if sequence is None:
                 continue
-            if sequence > opened.tail:
+            if sequence > tail:
                 raise Corrupt(
                     info.name,
                     0,
-                    f"the snapshot is beyond the journal's last entry, {opened.tail}, so entries "
+                    f"the snapshot is beyond the journal's last entry, {tail}, so entries "
                     f"that were acknowledged are gone",
                     "Restore the journal from a copy; to go on without what it lost, remove the "
                     "snapshot",
