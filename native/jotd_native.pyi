@@ -16,7 +16,7 @@ __version__: Final[str]
 OPENED: Final[int]
 """A stream was opened; with the `Stream`."""
 MESSAGES: Final[int]
-"""Messages of a stream; with a list of bytes."""
+"""Messages of a stream; with a list of them, and their credit for `Stream.taken`."""
 HALF_CLOSED: Final[int]
 """The client will send no more on a stream; with None."""
 ROOM: Final[int]
@@ -76,8 +76,13 @@ class Stream:
     @property
     def room(self) -> int: ...
     @property
+    def full(self) -> bool:
+        """True from when there was no room until half of it is free, which ROOM then tells."""
+    @property
     def closed(self) -> bool:
         """True once `close` was called."""
+    def taken(self, credit: int) -> None:
+        """Messages were served: the client may send so many bytes again."""
     def send(self, message: bytes) -> None: ...
     def close(self, code: int = 0, message: str = "") -> None: ...
 

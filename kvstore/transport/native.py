@@ -22,14 +22,14 @@ from typing import Any
 import jotd_native as door_module
 
 from kvstore.transport.address import ListenUrl
+from kvstore.transport.inflow import INTERNAL, Inflow
 from kvstore.transport.options import TransportOptions
-from kvstore.transport.seam import Code, Kind, Service, StreamHandler
+from kvstore.transport.seam import Code, Kind, Service
 
 log = logging.getLogger(__name__)
 
 #: What etcd's clients read as "this member goes away, try another" (rpctypes.ErrGRPCStopped).
 STOPPED = "etcdserver: server stopped"
-INTERNAL = "internal error; the server's log has the details"
 
 #: Calls handed to the service at once. Answers of one chunk are on their way while the next is
 #: being served; much larger, and the two threads would take turns.
@@ -63,7 +63,7 @@ class NativeTransport:
         self._methods = tuple(methods)
         self._service: Service
         self._loop: asyncio.AbstractEventLoop
-        self._streams: dict[int, tuple[door_module.Stream, StreamHandler, Kind]] = {}
+        self._streams: dict[int, Inflow] = {}
         self._exchanges: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None]
         self._scheduled = False
@@ -121,8 +121,8 @@ class NativeTransport:
         # What was answered in this very turn.
         door.flush()
         door.stop()
-        for stream, handler, _ in list(self._streams.values()):
-            self._tell(stream, handler.on_closed)
+        for inflow in list(self._streams.values()):
+            inflow.closed()
         self._streams.clear()
         for url in self.bound:
             if url.is_unix:
@@ -130,9 +130,9 @@ class NativeTransport:
                     os.unlink(url.path)
 
     def _end_streams(self, which: Callable[[Kind], bool]) -> None:
-        for stream, _, kind in list(self._streams.values()):
-            if which(kind):
-                stream.close(Code.UNAVAILABLE, STOPPED)
+        for inflow in list(self._streams.values()):
+            if which(inflow.kind):
+                inflow.stream.close(Code.UNAVAILABLE, STOPPED)
 
     # -- what comes in ---------------------------------------------------------------------
 
@@ -190,26 +190,19 @@ class NativeTransport:
 
     def _happened(self, kind: int, key: int, payload: Any) -> None:
         if kind == door_module.MESSAGES:
-            if known := self._streams.get(key):
-                stream, handler, _ = known
-                if not stream.closed:
-                    self._tell(stream, handler.on_messages, payload)
+            if inflow := self._streams.get(key):
+                inflow.messages(*payload)
         elif kind == door_module.ROOM:
-            if known := self._streams.get(key):
-                stream, handler, _ = known
-                if not stream.closed:
-                    self._tell(stream, handler.on_room)
+            if inflow := self._streams.get(key):
+                inflow.room()
         elif kind == door_module.OPENED:
             self._opened(payload)
         elif kind == door_module.HALF_CLOSED:
-            if known := self._streams.get(key):
-                stream, handler, _ = known
-                if not stream.closed:
-                    self._tell(stream, handler.on_half_close)
+            if inflow := self._streams.get(key):
+                inflow.half_closed()
         elif kind == door_module.CLOSED:
-            if known := self._streams.pop(key, None):
-                stream, handler, _ = known
-                self._tell(stream, handler.on_closed)
+            if inflow := self._streams.pop(key, None):
+                inflow.closed()
         elif kind == door_module.UNKNOWN:
             payload.fail(Code.UNIMPLEMENTED, self._service.unimplemented(payload.method))
         elif kind == door_module.HTTP:
@@ -227,15 +220,7 @@ class NativeTransport:
             stream.close(Code.INTERNAL, INTERNAL)
             return
         kind = self._service.kind(stream.method) or Kind.BIDI_STREAM
-        self._streams[stream.key] = (stream, handler, kind)
-
-    def _tell(self, stream: door_module.Stream, method: Callable[..., None], *args: object) -> None:
-        """Calls the handler; what it raises ends this stream and nothing else."""
-        try:
-            method(*args)
-        except Exception:
-            log.exception("%s: the stream's handler failed", stream.method)
-            stream.close(Code.INTERNAL, INTERNAL)
+        self._streams[stream.key] = Inflow(stream, handler, kind, self._loop.call_soon)
 
     async def _exchange(self, exchange: door_module.Exchange) -> None:
         if self.http is None:

@@ -188,10 +188,23 @@ impl Stream {
         self.queue.left()
     }
 
+    /// True from when there was no room until ROOM tells that there is again.
+    #[getter]
+    fn full(&self) -> bool {
+        self.queue.is_full()
+    }
+
     /// True once `close` was called.
     #[getter]
     fn closed(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Lets the client send as many bytes again as messages that were served had.
+    fn taken(&self, py: Python<'_>, credit: usize) {
+        if credit > 0 {
+            self.link.push(py, Command::Taken(self.key, credit));
+        }
     }
 
     /// Queues a message.

@@ -301,10 +301,7 @@ impl Door {
                 for message in &messages {
                     list.append(PyBytes::new(py, message))?;
                 }
-                if credit > 0 {
-                    link.push(py, Command::Taken(key, credit));
-                }
-                (MESSAGES, key, list.into_any())
+                (MESSAGES, key, (list, credit).into_pyobject(py)?.into_any())
             }
             Event::HalfClosed { key } => (HALF_CLOSED, key, none()),
             Event::Room { key } => (ROOM, key, none()),

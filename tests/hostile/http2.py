@@ -44,6 +44,11 @@ def call(stream: int, path: bytes, message: bytes) -> bytes:
     )
 
 
+def message(text: bytes) -> bytes:
+    """A message as gRPC frames it."""
+    return b"\x00" + struct.pack(">I", len(text)) + text
+
+
 def settings(**values: int) -> bytes:
     """A SETTINGS frame; `initial_window` bounds what the other side may send on a stream."""
     numbers = {"header_table": 1, "push": 2, "initial_window": 4, "max_frame": 5}
@@ -90,10 +95,10 @@ class Connection:
 
 
 class DeafStream:
-    """A two-way call that obeys HTTP/2 to the letter and takes no answers.
+    """A two-way call that obeys HTTP/2 to the letter and takes no answers before `listen`.
 
     Control frames are read, so the server's windows stay open for us; but the window that we
-    give the server for the stream is small and never grows.
+    give the server for the stream is small and does not grow.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -103,6 +108,8 @@ class DeafStream:
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._read())
         self.ended = False
+        self.received = bytearray()
+        """What came on the stream: answers, as gRPC frames them."""
 
     @classmethod
     async def open(cls, endpoint: str, path: bytes) -> DeafStream:
@@ -125,6 +132,20 @@ class DeafStream:
                 self.ended = True
         return not self.ended
 
+    @property
+    def window(self) -> int:
+        """Bytes that may be sent on the stream."""
+        return self._room[1]
+
+    async def half_close(self) -> None:
+        """Says that this was all; once everything was sent."""
+        await self._connection.send(frame(DATA, END_STREAM, 1))
+
+    async def listen(self) -> None:
+        """From now on all answers are taken."""
+        grant = struct.pack(">I", 1 << 30)
+        await self._connection.send(b"".join(frame(WINDOW_UPDATE, 0, n, grant) for n in (0, 1)))
+
     async def close(self) -> None:
         self._connection.close()
         self._task.cancel()
@@ -138,11 +159,13 @@ class DeafStream:
                 kind, flags = head[3], head[4]
                 stream = int.from_bytes(head[5:9], "big")
                 payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
-                if kind == WINDOW_UPDATE and stream in self._room:
+                if kind == DATA:
+                    self.received += payload
+                elif kind == WINDOW_UPDATE and stream in self._room:
                     self._room[stream] += int.from_bytes(payload, "big")
                 elif kind == SETTINGS and not flags & ACK:
+                    # `Connection.open` has acknowledged them: twice would be an error.
                     self._settings(payload)
-                    await self._connection.send(frame(SETTINGS, ACK, 0))
                 elif kind == PING and not flags & ACK:
                     await self._connection.send(frame(PING, ACK, 0, payload))
                 elif kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):

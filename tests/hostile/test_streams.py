@@ -35,8 +35,7 @@ def jotd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[peers.Process]:
 
 def _message(request: Any) -> bytes:
     """A message as gRPC frames it."""
-    data: bytes = request.SerializeToString()
-    return b"\x00" + len(data).to_bytes(4, "big") + data
+    return http2.message(request.SerializeToString())
 
 
 async def _flood(stream: DeafStream, message: bytes, count: int) -> int:
@@ -107,6 +106,51 @@ def test_requests_whose_answers_nobody_reads(
             await stream.close()
 
     asyncio.run(run())
+
+
+def test_a_flood_of_watch_requests_is_served_once_its_answers_are_read(
+    jotd: peers.Process,
+) -> None:
+    """A deaf client sends more than there is room to answer: all of it waits, and not for ever."""
+    count = 70_000
+    one = rpc_pb2.WatchCreateRequest(key=b"late" * 10, watch_id=7)
+
+    async def run() -> None:
+        async with guarding(jotd) as client:
+            stream = await DeafStream.open(jotd.endpoint, WATCH)
+            # The first is a watch; all others are refused at length, so that room runs out.
+            flood = _message(rpc_pb2.WatchRequest(create_request=one)) * count
+            sending = asyncio.create_task(stream.send(flood))
+            # Until it is stopped; or not, on grpc.aio, whose windows grow.
+            await asyncio.wait({sending}, timeout=2.0)
+            await stream.listen()
+            async with asyncio.timeout(60):
+                assert await sending
+                while len(_answers(stream)) < count:
+                    await asyncio.sleep(0.1)
+                await client.put(one.key, b"seen")
+                while len(_answers(stream)) == count:
+                    await asyncio.sleep(0.1)
+            created, *refused, event = _answers(stream)
+            assert (created.created, created.canceled, created.watch_id) == (True, False, 7)
+            assert len(refused) == count - 1
+            assert all(answer.canceled for answer in refused)
+            assert [e.kv.value for e in event.events] == [b"seen"]
+            await stream.close()
+
+    asyncio.run(run())
+
+
+def _answers(stream: DeafStream) -> list[Any]:
+    """All whole answers so far."""
+    found, at, data = [], 0, bytes(stream.received)
+    while len(data) >= at + 5:
+        end = at + 5 + int.from_bytes(data[at + 1 : at + 5], "big")
+        if end > len(data):
+            break
+        found.append(rpc_pb2.WatchResponse.FromString(data[at + 5 : end]))
+        at = end
+    return found
 
 
 def test_thousands_of_watches_on_one_stream(jotd: peers.Process) -> None:

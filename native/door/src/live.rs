@@ -68,8 +68,8 @@ struct Reading {
 }
 
 impl Drop for Reading {
-    /// Whatever the service has not taken yet: the client cannot send more of this request, but the
-    /// stream may stay open for long, and its other ones share the connection's window.
+    /// Whatever the service has not taken: it never will, but the stream may stay open for long, and
+    /// its other ones share the connection's window.
     fn drop(&mut self) {
         // Of the others everything was released when it was read.
         if matches!(self.what, What::BidiStream { .. }) {
@@ -89,6 +89,9 @@ enum What {
     BidiStream {
         /// There was no room to answer into, so the client is not read from.
         paused: bool,
+        /// The client has said everything. The body stays, for the credit of what the service has
+        /// not taken: without, one client's streams could hold more than its connection's window.
+        over: bool,
     },
     Http {
         head: Box<request::Parts>,
@@ -209,7 +212,7 @@ impl World {
         let what = match kind {
             Kind::Unary => What::Unary,
             Kind::ServerStream => What::ServerStream { request: None },
-            Kind::BidiStream => What::BidiStream { paused: false },
+            Kind::BidiStream => What::BidiStream { paused: false, over: false },
         };
         self.open(conn, stream, meta, respond, body, what, timeout);
     }
@@ -363,7 +366,7 @@ impl World {
             let mut live = self.live.borrow_mut();
             let Some(entry) = live.get_mut(index_of(key)) else { return };
             let outcome = self.read_entry(key, entry);
-            if !matches!(outcome, Read::Waiting)
+            if !matches!(outcome, Read::Waiting | Read::HalfClosed)
                 && let Some(reading) = entry.reading.take()
             {
                 self.held.set(self.held.get() - reading.held);
@@ -416,9 +419,9 @@ impl World {
         let Reading { body, decoder, held, what } = reading;
         let mut messages = Vec::new();
         loop {
-            if let What::BidiStream { paused } = what {
-                *paused = room.as_ref().is_some_and(|room| room.is_full());
-                if *paused {
+            if let What::BidiStream { paused, over } = what {
+                *paused = !*over && room.as_ref().is_some_and(|room| room.is_full());
+                if *paused || *over {
                     return Read::Waiting;
                 }
             }
@@ -719,7 +722,7 @@ impl World {
             let sent = self.pump_entry(key, entry);
             let resumed = matches!(
                 entry.reading.as_deref(),
-                Some(Reading { what: What::BidiStream { paused: true }, .. })
+                Some(Reading { what: What::BidiStream { paused: true, .. }, .. })
             ) && entry.room.as_ref().is_some_and(|room| !room.is_full());
             (sent, resumed)
         };
@@ -881,7 +884,10 @@ fn ended(decoder: &Decoder, what: &mut What, conn: &Conn) -> Read {
             Some(request) => Read::Request(request),
             None => Read::Refused(grpc::NO_REQUEST),
         },
-        What::BidiStream { .. } => Read::HalfClosed,
+        What::BidiStream { over, .. } => {
+            *over = true;
+            Read::HalfClosed
+        }
     }
 }
 

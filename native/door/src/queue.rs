@@ -57,8 +57,10 @@ impl Meta {
 
 /// Room of a stream, kept from both sides.
 pub struct Room {
-    queued: AtomicI64,
-    full: AtomicBool,
+    /// Twice the bytes that are queued, and one more while it is full. In one word, or either side
+    /// could act on bytes of the other's and a mark from before them: there would be no room, and
+    /// nobody would be told when there is again.
+    state: AtomicI64,
     limit: i64,
 }
 
@@ -66,39 +68,56 @@ impl Room {
     /// Room for `limit` bytes.
     pub fn new(limit: usize) -> Room {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        Room { queued: AtomicI64::new(0), full: AtomicBool::new(false), limit }
+        Room { state: AtomicI64::new(0), limit }
     }
 
     /// Bytes that may be queued before the client has to catch up.
     pub fn left(&self) -> i64 {
-        self.limit - self.queued.load(Ordering::SeqCst)
+        self.limit - queued(self.state.load(Ordering::SeqCst))
     }
 
     /// Python queues bytes.
     pub fn fill(&self, n: usize) {
-        let n = n as i64;
-        if self.queued.fetch_add(n, Ordering::SeqCst) + n >= self.limit {
-            self.full.store(true, Ordering::SeqCst);
-            // The other side may have drained it meanwhile and seen no flag. Then nobody has been
-            // told that there is no room either.
-            if self.queued.load(Ordering::SeqCst) <= self.limit / 2 {
-                self.full.store(false, Ordering::SeqCst);
-            }
-        }
+        self.change(n as i64, |state| is_full(state) || queued(state) >= self.limit);
     }
 
     /// HTTP/2 took bytes. True if there is room again after there was none.
     pub fn drain(&self, n: usize) -> bool {
-        let n = n as i64;
-        self.queued.fetch_sub(n, Ordering::SeqCst) - n <= self.limit / 2
-            && self.full.load(Ordering::SeqCst)
-            && self.full.swap(false, Ordering::SeqCst)
+        let full = |state| is_full(state) && queued(state) > self.limit / 2;
+        let (before, after) = self.change(-(n as i64), full);
+        is_full(before) && !is_full(after)
     }
 
-    /// True while there is no room.
+    /// True from when there was no room until `drain` has told that there is.
     pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::SeqCst)
+        is_full(self.state.load(Ordering::SeqCst))
     }
+
+    /// Adds bytes, then sees with `full` whether it is full; the states before and after.
+    fn change(&self, n: i64, full: impl Fn(i64) -> bool) -> (i64, i64) {
+        let mut before = self.state.load(Ordering::SeqCst);
+        loop {
+            let moved = before + 2 * n;
+            let after = (moved & !1) | i64::from(full(moved));
+            match self.state.compare_exchange_weak(
+                before,
+                after,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            ) {
+                Ok(_) => return (before, after),
+                Err(now) => before = now,
+            }
+        }
+    }
+}
+
+fn queued(state: i64) -> i64 {
+    state >> 1
+}
+
+fn is_full(state: i64) -> bool {
+    state & 1 == 1
 }
 
 /// A unary call with its request.
@@ -406,6 +425,31 @@ mod tests {
         assert!(room.drain(1));
         assert!(!room.drain(50));
         assert!(!room.is_full());
+    }
+
+    #[test]
+    fn room_that_is_filled_while_it_drains_stays_full() {
+        // Whichever comes first, it is full in the end, and will tell when it is not.
+        let room = Room::new(100);
+        room.fill(100);
+        let start = std::sync::Barrier::new(2);
+        let end = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..10_000 {
+                    start.wait();
+                    room.drain(100);
+                    end.wait();
+                }
+            });
+            for _ in 0..10_000 {
+                start.wait();
+                room.fill(100);
+                end.wait();
+                assert_eq!((room.left(), room.is_full()), (0, true));
+            }
+        });
+        assert!(room.drain(100));
     }
 
     #[test]
