@@ -207,6 +207,10 @@ class Journal(Protocol):
     pipeline_depth: int
     """Appends that may be in flight at once; 1 means that one waits for the other."""
     snapshots: SnapshotStore
+    control: Journal | None
+    """The small journal beside it, for leadership and membership; None where only one process can
+    have the journal open. Its caller opens it before this one and closes it after this one. It
+    has no control journal of its own, and nobody puts snapshots into it."""
 
     on_sync: Callable[[float], None] | None
     """Called on the loop with the seconds that each sync took."""

@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from journal.contract import (
     Conflict,
     Entry,
+    Journal,
     JournalError,
     JournalStats,
     NoSpace,
@@ -36,10 +37,18 @@ class MemoryStorage:
     """What outlives a `MemoryJournal`.
 
     `capacity_bytes` bounds the payload bytes kept (None: no bound); `headroom_bytes` of it are
-    kept for urgent reservations.
+    kept for urgent reservations. With `shared` it stands for one that several nodes may open, so
+    there is a small one beside it, `control`, without bounds.
     """
 
-    def __init__(self, *, capacity_bytes: int | None = None, headroom_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        capacity_bytes: int | None = None,
+        headroom_bytes: int = 0,
+        shared: bool = False,
+    ) -> None:
+        self.control: MemoryStorage | None = MemoryStorage() if shared else None
         self.identity = os.urandom(16)
         self.payloads: list[bytes] = []
         self.oldest = 1
@@ -166,6 +175,9 @@ class MemoryJournal:
         self.max_batch_bytes = max_batch_bytes
         self.pipeline_depth = pipeline_depth
         self.snapshots: SnapshotStore = MemorySnapshots(self.storage, self._check)
+        self.control: Journal | None = None
+        if self.storage.control is not None:
+            self.control = MemoryJournal(self.storage.control)
         self.on_sync: Callable[[float], None] | None = None
         self.on_write: Callable[[float], None] | None = None
         self.on_progress: Callable[[int, int], None] | None = None

@@ -119,6 +119,14 @@ class FaultyJournal:
         self.inner.snapshots = store
 
     @property
+    def control(self) -> Journal | None:
+        return self.inner.control
+
+    @control.setter
+    def control(self, journal: Journal | None) -> None:
+        self.inner.control = journal
+
+    @property
     def on_sync(self) -> Callable[[float], None] | None:
         return self.inner.on_sync
 

@@ -31,6 +31,7 @@ from journal.contract import (
     Conflict,
     Corrupt,
     Entry,
+    Journal,
     JournalError,
     JournalStats,
     Opened,
@@ -204,6 +205,8 @@ class FileJournal:
             self._disk, self.directory / SNAPSHOT_DIR, self._snapshot_pool
         )
         self.snapshots: SnapshotStore = self._snapshots
+        # The lock keeps everybody else out.
+        self.control: Journal | None = None
         self._tick_s = tick_s
         self._state = "new"
         self._lock: DirectoryLock | None = None

@@ -126,6 +126,33 @@ def test_a_full_journal_still_has_room_for_what_is_urgent() -> None:
     run(scenario)
 
 
+def test_the_control_journal_is_there_where_several_nodes_may_open_the_journal(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        assert MemoryJournal().control is None
+        assert FileJournal(tmp_path).control is None
+        storage = MemoryStorage(shared=True)
+        nodes = [FaultyJournal(MemoryJournal(storage)) for _ in range(2)]
+        one, two = (node.control for node in nodes)
+        assert one is not None and two is not None and one is not two
+        assert one.control is None
+        await one.open()
+        await two.open()
+        assert await one.append([b"mine"], 0) == 1
+        with pytest.raises(Conflict):
+            await two.append([b"mine too"], 0)
+        for node in nodes:
+            await node.open()
+            assert await node.tail() == 0
+            await node.close()
+        assert await two.tail() == 1
+        await two.close()
+        await one.close()
+
+    run(scenario)
+
+
 def test_built_in_backends(tmp_path: Path) -> None:
     assert isinstance(open_journal("memory", tmp_path), MemoryJournal)
     journal = open_journal("file", tmp_path, {"segment_bytes": 8192})
