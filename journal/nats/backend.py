@@ -92,6 +92,7 @@ class NatsJournal:
         unknown_s: float | None = None,
         vanish_s: float = VANISH_S,
         patience_s: float = PATIENCE_S,
+        open_s: float = OPEN_S,
         kind: str = "data",
     ) -> None:
         settings = parse(settings) if isinstance(settings, str) else settings
@@ -107,7 +108,7 @@ class NatsJournal:
         self.on_progress: Callable[[int, int], None] | None = None
         self.names = config.names(settings.name, kind)
         self._vanish_s = vanish_s
-        self._patience_s = patience_s
+        self._open_s = open_s
         self._state = "new"
         self._failure: Poisoned | None = None
         # A connection of its own for each: a renewal of a lease is not to wait behind megabytes.
@@ -143,6 +144,7 @@ class NatsJournal:
                 pipeline_depth=pipeline_depth,
                 vanish_s=vanish_s,
                 patience_s=patience_s,
+                open_s=open_s,
                 kind="control",
             )
 
@@ -153,7 +155,7 @@ class NatsJournal:
             raise JournalError("a journal object can be opened once")
         self._state = "opening"
         try:
-            await self._link.start(OPEN_S)
+            await self._link.start(self._open_s)
             info = await self._ensure()
             identity = config.identity_of(info.config)
             assert identity is not None

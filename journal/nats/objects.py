@@ -81,7 +81,7 @@ class Meta:
                 bool(found.get("deleted")),
                 created,
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadObject(f"its description cannot be read: {error!r}") from None
 
 
