@@ -40,6 +40,7 @@ COMPONENTS = {
     "etcd": "the oracle of the differential tests",
     "etcdctl": "end-to-end tests with etcd's own client",
     "kube-apiserver": "end-to-end tests with Kubernetes",
+    "nats-server": "the journal on a real cluster of NATS servers",
 }
 
 #: What a skip says after the program's name; the terminal summary looks for it.

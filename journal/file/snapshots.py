@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -42,6 +43,8 @@ _FLUSH_BYTES = 1 << 20
 # Small enough that a sync of the journal next to it does not wait for a mountain of dirty pages.
 _SYNC_BYTES = 8 << 20
 _STEP_CHUNKS = 1024
+_ABANDONED_S = 3600.0
+"""In a shared directory, a temporary file that nobody has written to for so long has no writer."""
 
 
 def _seed(identity: bytes, name: str) -> int:
@@ -241,13 +244,26 @@ class _Writer:
 class FileSnapshots:
     """`contract.SnapshotStore` in a directory."""
 
-    def __init__(self, disk: Disk, directory: Path, check: Callable[[], Executor]) -> None:
-        """`check` raises unless the journal is in service, and gives the threads to use."""
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        check: Callable[[], Executor],
+        *,
+        shared: bool = False,
+    ) -> None:
+        """`check` raises unless the journal is in service, and gives the threads to use.
+
+        `shared`: other processes write snapshots into the same directory.
+        """
         self._disk = disk
         self._directory = directory
         self._check = check
         self._identity = b""
         self._serial = 0
+        self._shared = shared
+        # Nobody else's temporary files have names like that.
+        self._mark = f"{os.urandom(8).hex()}-" if shared else ""
         self.sizes: dict[str, int] = {}
         """Committed snapshots; current, for `stats`."""
 
@@ -262,7 +278,8 @@ class FileSnapshots:
         for name in os.listdir(self._directory):
             path = self._directory / name
             if name.endswith(_TEMPORARY):
-                self._disk.unlink(path)
+                if not self._shared or time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    self._disk.unlink(path)
             elif name.endswith(SUFFIX):
                 self.sizes[name.removesuffix(SUFFIX)] = path.stat().st_size
 
@@ -274,7 +291,7 @@ class FileSnapshots:
     async def _writing(self, name: str) -> AsyncIterator[SnapshotWriter]:
         pool = self._check()
         self._serial += 1
-        temporary = self._directory / f"{name}.{self._serial}{_TEMPORARY}"
+        temporary = self._directory / f"{name}.{self._mark}{self._serial}{_TEMPORARY}"
         writer = _Writer(self._disk, pool, temporary, self._identity, name)
         try:
             await writer.begin()

@@ -11,10 +11,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from journal.contract import Entry, Journal, Opened
 from journal.file import FileJournal
 from journal.memory import MemoryJournal, MemoryStorage
+from journal.registry import open_journal
+from tests.nats import shared_cluster
 
 TEST_S_MAX = 120
 
@@ -25,6 +28,8 @@ class Harness(ABC):
     name: str
     exclusive: bool
     """A second journal object cannot be open at the same time."""
+    quick = True
+    """An append takes well under a millisecond, and making another storage does too."""
 
     @abstractmethod
     def journal(self, **options: Any) -> Journal:
@@ -88,7 +93,26 @@ class PlainFileHarness(FileHarness):
         return super().journal(native=False, **options)
 
 
-HARNESSES: list[type[Harness]] = [MemoryHarness, FileHarness, PlainFileHarness]
+class NatsHarness(Harness):
+    """A journal of its own on the session's cluster of three servers."""
+
+    name = "nats"
+    exclusive = False
+    quick = False
+
+    def __init__(self) -> None:
+        self.cluster = shared_cluster()
+        self.journal_name = f"t{uuid4().hex[:12]}"
+
+    def journal(self, **options: Any) -> Journal:
+        return open_journal(self.cluster.url(self.journal_name), Path("."), options)
+
+    def discard(self) -> None:
+        name = self.journal_name
+        self.cluster.delete_streams(f"jotd-data-{name}", f"jotd-control-{name}", f"OBJ_jotd-{name}")
+
+
+HARNESSES: list[type[Harness]] = [MemoryHarness, FileHarness, PlainFileHarness, NatsHarness]
 
 
 def on_loop(

@@ -129,8 +129,8 @@ def _machine(kind: type[Harness]) -> Callable[[], None]:
     machine = type(f"{kind.__name__}Machine", (JournalMachine,), {"kind": kind})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=25,
-        stateful_step_count=40,
+        max_examples=25 if kind.quick else 4,
+        stateful_step_count=40 if kind.quick else 25,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
