@@ -26,7 +26,8 @@ def status(node: Node, headers: Headers) -> bytes:
         found.append(errors.NO_LEADER.message)
     response = pb.StatusResponse(
         version=ETCD_VERSION,
-        dbSize=state.store.size_bytes,
+        # Not 0, as etcd's never is: etcdctl divides by it.
+        dbSize=max(state.store.size_bytes, 1),
         leader=leader,
         raftIndex=node.journal_tail,
         raftTerm=state.term,

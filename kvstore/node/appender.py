@@ -1,14 +1,17 @@
-"""Appending: one task takes batches to the journal and back.
+"""Appending: batches go to the journal and come back, a few of them at once where it can do that.
 
 While one append is under way the next batch fills, so a sync is shared by everything that
-arrived meanwhile (group commit; `gathering` tells when to wait for more). The expected tail makes
-each append conditional: that is the fence (I6).
+arrived meanwhile (group commit; `gathering` tells when to wait for more). A journal that is far
+away takes several appends at a time (`pipeline_depth`); the second one goes when it is worth one.
+What comes back is committed in order. The expected tail makes each append conditional: that is the
+fence (I6), and when one fails so do all behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 
 from journal.contract import Conflict, Journal, JournalError, NoSpace, Unknown
@@ -22,6 +25,29 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_TRIES = 5
 UNKNOWN_PAUSE_S = 0.2
+
+
+PIPELINED_REQUESTS = 64
+"""So many requests are worth an append of their own while another one is under way."""
+
+
+class _Flight:
+    """One batch on its way through the journal."""
+
+    __slots__ = ("batch", "done", "expected", "previous")
+
+    def __init__(
+        self,
+        batch: Batch,
+        expected: int,
+        previous: asyncio.Future[bool] | None,
+        done: asyncio.Future[bool],
+    ) -> None:
+        """`done` says whether it was committed; `previous` is that of the one before it."""
+        self.batch = batch
+        self.expected = expected
+        self.previous = previous
+        self.done = done
 
 
 class Appender:
@@ -39,12 +65,17 @@ class Appender:
         self._slicer = slicer
         self._on_failure = on_failure
         self._ready = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._flights: deque[_Flight] = deque()
+        self._sent = 0
+        self._refusing = False
+        self._halting = False
         self.tail = 0
+        """Of what is committed."""
         self.committing = False
         self.among_others = False
         """Whether another node goes on when this one is fenced."""
-        self._halting = False
         self.appends = 0
         self.observe_append: Callable[[float, int, int], None] = lambda *_: None
 
@@ -54,8 +85,9 @@ class Appender:
 
     def start(self, proposer: Proposer, committer: Committer, tail: int) -> None:
         """Begin to append after sequence `tail`."""
-        self.tail = tail
+        self.tail = self._sent = tail
         self._halting = False
+        self._flights.clear()
         self._task = asyncio.get_running_loop().create_task(self._run(proposer, committer))
 
     async def stop(self) -> None:
@@ -65,7 +97,7 @@ class Appender:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def halt(self) -> None:
-        """End the task behind the append that is under way, however that ends."""
+        """End the task behind the appends that are under way, however they end."""
         self._halting = True
         self.wake()
         if self._task is not None:
@@ -75,20 +107,14 @@ class Appender:
     async def _run(self, proposer: Proposer, committer: Committer) -> None:
         """Until the journal fails, or applying does: then nothing more is served (I10)."""
         loop = asyncio.get_running_loop()
+        workers = [
+            loop.create_task(self._work(proposer, committer))
+            for _ in range(self._journal.pipeline_depth)
+        ]
         try:
-            while not self._halting:
-                wanted = self._gathering.wanted(loop.time())
-                if proposer.is_short_of(wanted):
-                    await self._gather(proposer, wanted)
-                batch = proposer.take()
-                if batch is None:
-                    self._ready.clear()
-                    # A node that was told to halt meanwhile has woken this already.
-                    if not self._halting:
-                        await self._ready.wait()
-                else:
-                    await self._take_through(batch, proposer, committer)
+            await asyncio.gather(*workers)
         except Exception as failure:
+            await _cancel(workers)
             if not isinstance(failure, JournalError):
                 log.exception("appending or applying failed")
             if self.among_others and isinstance(failure, Conflict | Unknown):
@@ -98,6 +124,49 @@ class Appender:
                 proposer.stop(errors.Stopped())
                 proposer.refused(errors.Stopped())
             self._on_failure(failure)
+        finally:
+            await _cancel(workers)
+
+    async def _work(self, proposer: Proposer, committer: Committer) -> None:
+        while (flight := await self._next(proposer)) is not None:
+            await self._take_through(flight, proposer, committer)
+
+    async def _next(self, proposer: Proposer) -> _Flight | None:
+        """The next batch, when it should go; None when no more are to."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            while not self._halts():
+                flights = self._flights
+                go = not self._refusing
+                if flights:
+                    go = go and proposer.is_worth_another(PIPELINED_REQUESTS)
+                else:
+                    wanted = self._gathering.wanted(loop.time())
+                    if proposer.is_short_of(wanted):
+                        await self._gather(proposer, wanted)
+                        if self._halts():
+                            break
+                batch = proposer.take() if go else None
+                if batch is not None:
+                    flight = _Flight(
+                        batch,
+                        self._sent,
+                        flights[-1].done if flights else None,
+                        loop.create_future(),
+                    )
+                    self._sent += 1
+                    flights.append(flight)
+                    return flight
+                proposer.wake_at = PIPELINED_REQUESTS if flights else 1
+                self._ready.clear()
+                # A node that was told to halt has woken this already.
+                if not self._halts():
+                    await self._ready.wait()
+                proposer.wake_at = 1
+        return None
+
+    def _halts(self) -> bool:
+        return self._halting
 
     async def _gather(self, proposer: Proposer, wanted: int) -> None:
         """Wait until the open batch holds as many as it should, or somebody waits for it."""
@@ -110,15 +179,28 @@ class Appender:
             timer.cancel()
             proposer.wake_at = 1
 
-    async def _take_through(self, batch: Batch, proposer: Proposer, committer: Committer) -> None:
+    async def _take_through(
+        self, flight: _Flight, proposer: Proposer, committer: Committer
+    ) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
+        batch = flight.batch
+        failure: Exception | None = None
         try:
-            self.tail = await self._append(batch)
-        except NoSpace:
-            log.warning("the journal has no space: writes in flight are refused")
-            proposer.refused(errors.NoSpace())
+            sequence = await self._append(batch, flight.expected)
+        except Exception as error:
+            failure = error
+        if flight.previous is not None and not await flight.previous:
+            # Nothing behind a batch that failed can have taken effect.
+            self._over(flight, committed=False)
             return
+        if isinstance(failure, NoSpace):
+            log.warning("the journal has no space: writes in flight are refused")
+            await self._refuse(flight, proposer)
+            return
+        if failure is not None:
+            raise failure
+        self.tail = sequence
         self.committing = True
         self.appends += 1
         now = loop.time()
@@ -126,14 +208,30 @@ class Appender:
         self.observe_append(now - started, batch.nbytes, len(batch.replies))
         await self._slicer.run(committer.commit_steps(batch))
         self.committing = False
+        self._over(flight, committed=True)
 
-    async def _append(self, batch: Batch) -> int:
+    def _over(self, flight: _Flight, *, committed: bool) -> None:
+        self._flights.remove(flight)
+        flight.done.set_result(committed)
+        self._ready.set()
+
+    async def _refuse(self, flight: _Flight, proposer: Proposer) -> None:
+        """Refuse everything in flight: this batch was not written, so none behind it was."""
+        self._refusing = True
+        self._over(flight, committed=False)
+        while self._flights:
+            await self._flights[-1].done
+        self._refusing = False
+        self._sent = self.tail
+        proposer.refused(errors.NoSpace())
+        self._ready.set()
+
+    async def _append(self, batch: Batch, expected: int) -> int:
         """Append until the outcome is known (R5).
 
         The same bytes at the same expected tail each time: only one of the tries can take
         effect. A conflict after an unknown outcome may be our own success, so it is looked up.
         """
-        expected = self.tail
         unknown = False
         for _ in range(UNKNOWN_TRIES):
             try:
@@ -156,3 +254,9 @@ class Appender:
         async for entries in self._journal.read(expected):
             return entries[0].payload == b"".join(batch.parts)
         return False
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -369,6 +369,10 @@ class Proposer:
         count = len(self._open.replies)
         return 0 < count < wanted and not (self._queue or self._held or self._full)
 
+    def is_worth_another(self, enough: int) -> bool:
+        """Whether the open batch should go while others are under way."""
+        return len(self._open.replies) >= enough or bool(self._open.items and self._full)
+
     def take(self) -> Batch | None:
         """The next batch for the journal; None if there is none."""
         batch = self._open
