@@ -407,6 +407,10 @@ class NatsJournal:
                     await asyncio.sleep(0.1)
         finally:
             self._followers.discard(hints)
+            if not self._followers and self._listening:
+                # A leader would get everything back that it appends.
+                self._listening = False
+                await self._link.unlisten(self.names.stored)
 
     async def _last(self, chain: Chain, after: int) -> int:
         """The stream's last sequence, asked for; Trimmed if `chain` was overtaken."""

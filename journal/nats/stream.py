@@ -32,6 +32,8 @@ ATTEMPT_S = 3.0
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25)
 _STALE_MAX = 6
 FETCH_BYTES = 1 << 20
+FETCH_MESSAGES = 64
+"""nats-py hands over in one go all that has come, some 20 us each (I9)."""
 
 
 class ApiError(JournalError):
@@ -167,7 +169,11 @@ class Stream:
 
         About `FETCH_BYTES` of them. Needs `allow_direct`.
         """
-        body: dict[str, Any] = {"seq": first, "batch": count, "max_bytes": FETCH_BYTES}
+        body: dict[str, Any] = {
+            "seq": first,
+            "batch": min(count, FETCH_MESSAGES),
+            "max_bytes": FETCH_BYTES,
+        }
         if subject is not None:
             body["next_by_subj"] = subject
         answers = await self.link.request(
