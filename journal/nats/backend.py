@@ -202,14 +202,13 @@ class NatsJournal:
             if error.code != STREAM_NOT_FOUND:
                 raise
             try:
-                await stream.create(wanted)
+                # Whoever was first has made it; its identity is the one that counts.
+                info = await stream.create(wanted)
             except ApiError as refusal:
                 raise JournalError(
                     f"the NATS servers cannot keep stream {stream.name} with {replicas} replicas: "
                     f"{refusal.description}. Add servers, or say ?replicas=N"
                 ) from refusal
-            # Whoever was first has made it; its identity is the one that counts.
-            info = await stream.info()
         if config.identity_of(info.config) is None:
             raise JournalError(f"stream {stream.name} is not a journal of jotd: it has no identity")
         if found := config.faults(wanted, info.config):

@@ -137,13 +137,23 @@ class Stream:
         body = {"subjects_filter": subjects} if subjects else None
         return Info.of(await self.call("STREAM.INFO", body, patience_s=patience_s))
 
-    async def create(self, config: Config) -> None:
-        """Create it; not an error if somebody else just did, alike or not."""
+    async def create(self, config: Config) -> Info:
+        """Create it; not an error if somebody else just does, alike or not. What there is then."""
         try:
             await self.call("STREAM.CREATE", config)
         except ApiError as error:
             if error.code != NAME_IN_USE:
                 raise
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.patience_s
+        while True:
+            try:
+                return await self.info()
+            except ApiError as error:
+                # Assigned to servers that do not know it yet.
+                if error.code != STREAM_NOT_FOUND or loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_BACKOFF_S[1])
 
     async def purge(self, *, below: int | None = None, subject: str | None = None) -> None:
         """Remove messages below a sequence, or all of a subject."""
