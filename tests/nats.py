@@ -55,6 +55,7 @@ class NatsCluster:
         count: int = 3,
         extra: str = "",
         sync: str = "always",
+        store: str = "4GB",
         connect: Mapping[str, Any] | None = None,
     ) -> None:
         require("nats-server")
@@ -64,6 +65,7 @@ class NatsCluster:
         self._connect = dict(connect or {})
         self._extra = extra
         self._sync = sync
+        self._store = store
         self.servers: list[NatsServer] = []
         for last in range(4, -1, -1):
             try:
@@ -91,7 +93,7 @@ class NatsCluster:
                 f"listen: '127.0.0.1:{port}'\n"
                 f"max_payload: {MAX_PAYLOAD}\n"
                 f"jetstream {{ store_dir: '{self.directory / name}', "
-                f"sync_interval: {self._sync}, max_file_store: 4GB }}\n"
+                f"sync_interval: {self._sync}, max_file_store: {self._store} }}\n"
                 f"{cluster}{self._extra}\n"
             )
             self.servers.append(NatsServer(name, port, self.directory, config))

@@ -202,14 +202,13 @@ class NatsJournal:
             if error.code != STREAM_NOT_FOUND:
                 raise
             try:
-                await stream.create(wanted)
+                # Whoever was first has made it; its identity is the one that counts.
+                info = await stream.create(wanted)
             except ApiError as refusal:
                 raise JournalError(
                     f"the NATS servers cannot keep stream {stream.name} with {replicas} replicas: "
                     f"{refusal.description}. Add servers, or say ?replicas=N"
                 ) from refusal
-            # Whoever was first has made it; its identity is the one that counts.
-            info = await stream.info()
         if config.identity_of(info.config) is None:
             raise JournalError(f"stream {stream.name} is not a journal of jotd: it has no identity")
         if found := config.faults(wanted, info.config):
@@ -407,6 +406,10 @@ class NatsJournal:
                     await asyncio.sleep(0.1)
         finally:
             self._followers.discard(hints)
+            if not self._followers and self._listening:
+                # A leader would get everything back that it appends.
+                self._listening = False
+                await self._link.unlisten(self.names.stored)
 
     async def _last(self, chain: Chain, after: int) -> int:
         """The stream's last sequence, asked for; Trimmed if `chain` was overtaken."""

@@ -19,6 +19,7 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from journal.contract import JournalError
 from journal.nats.config import SERVER_VERSION_MIN
@@ -76,7 +77,9 @@ class Link:
         self._tokens = itertools.count()
         self._inbox = ""
         self._handlers: dict[str, Handler] = {}
+        self._heard: dict[str, Subscription] = {}
         self._turn = 0
+        self._closed = False
         self._strikes = 0
         self._error: Exception | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -119,15 +122,17 @@ class Link:
             raise Unreachable(f"no NATS server could be reached at {servers} ({what})")
 
     async def close(self) -> None:
-        if self._task is not None:
+        self._closed = True
+        while self._task is not None and not self._task.done():
+            # nats-py may take a cancellation for itself.
             self._task.cancel()
-            await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=0.5)
         self._disconnected()
         if self._closing:
             await asyncio.wait(self._closing, timeout=1)
 
     async def _run(self) -> None:
-        while True:
+        while not self._closed:
             client = await self._connect()
             if client is None:
                 await asyncio.sleep(RETRY_S)
@@ -185,34 +190,49 @@ class Link:
             options["nkeys_seed"] = str(settings.nkey)
         if self._ssl is not None:
             options["tls"] = self._ssl
+        # A task of its own: a cancellation or a time-out that nats-py takes for itself ends there.
+        connecting = asyncio.get_running_loop().create_task(
+            client.connect(
+                servers=[f"{'tls' if settings.tls else 'nats'}://{server}"],
+                name=self._label,
+                error_cb=note,
+                closed_cb=lost,
+                disconnected_cb=lost,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=int(CONNECT_S),
+                ping_interval=PING_S,
+                max_outstanding_pings=2,
+                # No buffer: what cannot be sent now fails now.
+                pending_size=-1,
+                **options,
+            )
+        )
         try:
-            async with asyncio.timeout(CONNECT_S):
-                await client.connect(
-                    servers=[f"{'tls' if settings.tls else 'nats'}://{server}"],
-                    name=self._label,
-                    error_cb=note,
-                    closed_cb=lost,
-                    disconnected_cb=lost,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    connect_timeout=int(CONNECT_S),
-                    ping_interval=PING_S,
-                    max_outstanding_pings=2,
-                    # No buffer: what cannot be sent now fails now.
-                    pending_size=-1,
-                    **options,
-                )
-        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-            # What a server said at first tells more than that there is none left.
-            if not isinstance(error, nats.errors.NoServersError) or self._error is None:
-                self._error = error
-            self._let_go(client)
-            return None
+            await asyncio.wait({connecting}, timeout=CONNECT_S)
         except BaseException:
-            self._let_go(client)
+            self._abandon(connecting, client)
             raise
-        return client
+        if not connecting.done():
+            self._error = TimeoutError("no answer to the connection")
+            self._abandon(connecting, client)
+            return None
+        error = connecting.exception()
+        if error is None:
+            return client
+        if not isinstance(error, (nats.errors.Error, OSError, TimeoutError, ValueError)):
+            raise error
+        # What a server said at first tells more than that there is none left.
+        if not isinstance(error, nats.errors.NoServersError) or self._error is None:
+            self._error = error
+        self._let_go(client)
+        return None
+
+    def _abandon(self, connecting: asyncio.Task[None], client: Client) -> None:
+        connecting.cancel()
+        connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._let_go(client)
 
     async def _take_into_use(self, client: Client) -> None:
         self._client = client
@@ -226,10 +246,13 @@ class Link:
         async def call(message: Msg) -> None:
             handler(message)
 
-        await client.subscribe(subject, cb=call, pending_bytes_limit=_PENDING_BYTES)
+        self._heard[subject] = await client.subscribe(
+            subject, cb=call, pending_bytes_limit=_PENDING_BYTES
+        )
 
     def _disconnected(self) -> None:
         self._ready.clear()
+        self._heard.clear()
         client, self._client = self._client, None
         if client is not None:
             self._let_go(client)
@@ -266,6 +289,17 @@ class Link:
             except nats.errors.Error:
                 # The next connection has it.
                 self._lost.set()
+
+    async def unlisten(self, subject: str) -> None:
+        """Undo `listen`."""
+        self._handlers.pop(subject, None)
+        subscription = self._heard.pop(subject, None)
+        if subscription is not None and self._client is not None:
+            try:
+                await subscription.unsubscribe()
+            except nats.errors.Error:
+                # It ended with its connection.
+                pass
 
     async def connected(self, timeout: float) -> None:
         """Wait for a connection. Unreachable."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import nats
 import pytest
 
-from journal.contract import Conflict, Corrupt, Entry, JournalError, Poisoned, Unknown
+from journal.contract import Conflict, Corrupt, Entry, JournalError, NoSpace, Poisoned, Unknown
 from journal.nats import config
 from journal.nats.backend import NatsJournal
 from journal.nats.chain import Chain
@@ -347,6 +349,33 @@ async def test_data_that_vanished_is_loud(cluster: NatsCluster, name: str) -> No
 
 
 @on_loop
+async def test_servers_that_are_full_refuse_and_recover(tmp_path: Path) -> None:
+    cluster = await asyncio.to_thread(NatsCluster, tmp_path, count=1, store="3MB")
+    try:
+        async with opened(cluster.url("n"), replicas=1) as journal:
+            tail = 0
+            with pytest.raises(NoSpace):
+                while True:
+                    tail = await journal.append([b"x" * 200_000], tail)
+            assert tail > 5
+            assert await journal.tail() == tail == len(await entries(journal))
+            calls = [journal.append([b"x" * 300_000], tail + i) for i in range(3)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(results[0], NoSpace)
+            assert all(isinstance(result, Conflict) for result in results[1:])
+            await journal.trim(tail)
+            assert await journal.append([b"x" * 200_000], tail) == tail + 1
+            with pytest.raises(NoSpace):
+                async with journal.snapshots.writer("big") as writer:
+                    for _ in range(40):
+                        await writer.write(b"y" * 100_000)
+            assert await journal.snapshots.list() == []
+            assert await journal.append([b"on"], tail + 1) == tail + 2
+    finally:
+        cluster.stop()
+
+
+@on_loop
 async def test_a_stream_that_was_made_anew_is_another_journal(
     cluster: NatsCluster, name: str
 ) -> None:
@@ -446,8 +475,6 @@ async def test_no_server_is_said_plainly(tmp_path: Path) -> None:
 async def test_snapshots_are_objects_of_nats_and_of_a_shared_directory(
     cluster: NatsCluster, name: str, tmp_path: Path
 ) -> None:
-    import nats
-
     chunks = [b"one", b"", b"two" * 200_000]
     async with opened(cluster.url(name)) as journal:
         async with journal.snapshots.writer("snap") as writer:
@@ -474,7 +501,9 @@ async def test_snapshots_are_objects_of_nats_and_of_a_shared_directory(
 
 
 def test_users_tokens_and_tls(tmp_path: Path) -> None:
-    pki = make_pki(tmp_path / "pki") if (tmp_path / "pki").mkdir() is None else tmp_path
+    pki = tmp_path / "pki"
+    pki.mkdir()
+    make_pki(pki)
     files = f"cert_file: '{pki}/server.crt', key_file: '{pki}/server.key', ca_file: '{pki}/ca.crt'"
     ca = f"ca={pki}/ca.crt"
     mutual = f"{ca}&cert={pki}/client.crt&key={pki}/client.key"
@@ -491,11 +520,7 @@ def test_users_tokens_and_tls(tmp_path: Path) -> None:
         assert "s3:cret" not in str(caught.value) and "s3%3Acret" not in str(caught.value)
 
     def single(extra: str, **connect: Any) -> NatsCluster:
-        return NatsCluster(
-            tmp_path / uuid4().hex, count=1, extra=extra, sync="always", connect=connect
-        )
-
-    import ssl
+        return NatsCluster(tmp_path / uuid4().hex, count=1, extra=extra, connect=connect)
 
     secure = ssl.create_default_context(cafile=pki / "ca.crt")
     secure.load_cert_chain(pki / "client.crt", pki / "client.key")
