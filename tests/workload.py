@@ -122,6 +122,7 @@ class Writer:
         stop: asyncio.Event | None = None,
         *,
         wait_for_ready: bool = False,
+        pause_s: float = 0.0,
     ) -> None:
         """Sends `count` requests, or as many as fit until `stop` is set."""
         done = 0
@@ -134,6 +135,8 @@ class Writer:
             if op.outcome == UNKNOWN:
                 # The server is going or gone; do not spin.
                 await asyncio.sleep(0.02)
+            elif pause_s:
+                await asyncio.sleep(pause_s)
 
     def next(self) -> tuple[str, Any]:
         """The next request."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -24,6 +25,7 @@ from tests.workload import AMBIGUOUS, Mix, Recorder, Writer
 
 ANSWER_SECONDS_MAX = 30.0
 START_SECONDS_MAX = 60.0
+BEHIND_SECONDS_MAX = 20.0
 LONG_TTL_S = 10_000
 STATES_COMPARED = 5
 #: Watchers must not fall behind this far while the server is away.
@@ -97,17 +99,29 @@ class Follower:
 
 
 class Lives:
-    """The load on one endpoint, over any number of its lives."""
+    """The load on one endpoint, or on all of a cluster, over any number of its lives."""
 
     def __init__(
-        self, endpoint: str, seed: int, clients: int = 8, *, compacting: bool = False
+        self,
+        endpoint: str | Sequence[str],
+        seed: int,
+        clients: int = 8,
+        *,
+        compacting: bool = False,
+        pause_s: float = 0.0,
     ) -> None:
-        """`compacting`: another client compacts all the time, some way behind the others."""
+        """`compacting`: another client compacts all the time, some way behind the others.
+
+        Of several endpoints each client has one, and each is watched. `pause_s`: what a client
+        waits between two requests.
+        """
         self.compacting = compacting
-        self.endpoint = endpoint
+        self.endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
+        self.endpoint = self.endpoints[0]
+        self.pause_s = pause_s
         self.rng = random.Random(seed)
         self.recorder = Recorder()
-        self.follower = Follower(endpoint)
+        self.followers = [Follower(one) for one in self.endpoints]
         self.hashes: dict[tuple[int, int], int] = {}
         """By revision and the compact revision at which they were taken."""
         self.faults: list[str] = []
@@ -120,13 +134,13 @@ class Lives:
         """Lets the clients loose."""
         mix = Mix(ttls=(3, LONG_TTL_S), grant=4)
         for number in range(self._count):
-            client = wire.Client(self.endpoint)
+            client = wire.Client(self.endpoints[number % len(self.endpoints)])
             self._clients.append(client)
             writer = Writer(self.recorder, number, random.Random(self.rng.random()), mix)
-            self._tasks.append(
-                asyncio.create_task(writer.run(client, stop=self._stop, wait_for_ready=True))
-            )
-        self._tasks.append(asyncio.create_task(self.follower.run()))
+            run = writer.run(client, stop=self._stop, wait_for_ready=True, pause_s=self.pause_s)
+            self._tasks.append(asyncio.create_task(run))
+        for follower in self.followers:
+            self._tasks.append(asyncio.create_task(follower.run()))
         self._tasks.append(asyncio.create_task(self._take_hashes()))
         if self.compacting:
             self._tasks.append(asyncio.create_task(self._compact()))
@@ -178,7 +192,7 @@ class Lives:
 
     async def _compare_hash(self, client: wire.Client, revision: int) -> None:
         try:
-            answer = await client.hash_kv(revision)
+            answer = await self._hash(client, revision)
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.OUT_OF_RANGE:
                 raise
@@ -194,6 +208,18 @@ class Lives:
                 f"and is {answer.hash}"
             )
 
+    async def _hash(self, client: wire.Client, revision: int) -> rpc_pb2.HashKVResponse:
+        """Of a cluster's members, as of etcd's, each answers for itself, and may be behind."""
+        deadline = asyncio.get_running_loop().time() + BEHIND_SECONDS_MAX
+        while True:
+            try:
+                return await client.hash_kv(revision)
+            except grpc.aio.AioRpcError:
+                late = asyncio.get_running_loop().time() > deadline
+                if late or len(self.endpoints) == 1:
+                    raise
+            await asyncio.sleep(0.02)
+
     async def judge(self) -> Verdict:
         """Everything that can be said of the store, now that it is up and the load is over."""
         verdict = Verdict()
@@ -203,7 +229,8 @@ class Lives:
             whole = await _history(client, max(2, compacted), last)
             # What was compacted is known from those who watched it.
             observed: dict[int, list[kv_pb2.Event]] = {}
-            for session in [*self.follower.sessions, whole]:
+            watched = [session for follower in self.followers for session in follower.sessions]
+            for session in [*watched, whole]:
                 for revision, events in session.by_revision().items():
                     # Leases may go on ending meanwhile; what is later is another story.
                     if revision <= last:
@@ -211,12 +238,14 @@ class Lives:
             assembly = history.assemble(self.recorder.ops, observed, last)
             log = verdict.log = assembly.log
             verdict.happened = assembly.happened
-            verdict.faults += assembly.faults + self.follower.faults
+            verdict.faults += assembly.faults
+            for follower in self.followers:
+                verdict.faults += follower.faults
             verdict.faults += _absent(observed, last)
             for op in self.recorder.ops:
                 if op.outcome == REFUSED and not any(t in op.error for t in EXPECTED_REFUSALS):
                     verdict.faults.append(f"refused: {op.error}: {op}")
-            for session in [whole, *self.follower.sessions]:
+            for session in [whole, *watched]:
                 if session.created_revision:
                     _cut_after(session, last)
                     verdict.faults += checks.check(session, log, last if session is whole else 0)
