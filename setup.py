@@ -45,6 +45,7 @@ COMPILED = (
     "kvstore/node/operation.py",
     "kvstore/node/proposer.py",
     "kvstore/node/records.py",
+    "kvstore/node/replay.py",
     "kvstore/node/slicer.py",
     "kvstore/node/state.py",
     "kvstore/watch/hub.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvstore.mvcc.wire import decode_key_value, encode_key_value
+from kvstore.mvcc.wire import decode_key_value, encode_key_value, read_key_value
 
 
 class Version:
@@ -74,18 +74,9 @@ def delete_version(key: bytes, mod: int, sub: int, previous: Version) -> Version
 
 
 def version_from_wire(framed: bytes, sub: int, previous: Version | None) -> Version:
-    """The version that journal or snapshot hold as these bytes."""
-    kv = decode_key_value(framed)
-    return Version(
-        kv.key,
-        kv.create_revision,
-        kv.mod_revision,
-        sub,
-        kv.version,
-        kv.lease,
-        framed,
-        previous,
-    )
+    """The version that journal or snapshot hold as these bytes. Raises DecodeError."""
+    kv = read_key_value(framed)
+    return Version(kv[0], kv[1], kv[2], sub, kv[3], kv[4], framed, previous)
 
 
 def at_or_below(newest: Version | None, revision: int) -> Version | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from kvstore.pb.kv_pb2 import KeyValue
 
 _MASK64: Final = (1 << 64) - 1
@@ -75,3 +77,54 @@ def payload_start(framed: bytes) -> int:
 def decode_key_value(framed: bytes) -> KeyValue:
     """The message that `encode_key_value` wrote."""
     return KeyValue.FromString(framed[payload_start(framed) :])
+
+
+def read_key_value(framed: bytes) -> tuple[bytes, int, int, int, int]:
+    """Key, create_revision, mod_revision, version and lease of what `encode_key_value` wrote.
+
+    Whatever else is a KeyValue is left to protobuf. Raises DecodeError.
+    """
+    end = len(framed)
+    at = payload_start(framed)
+    key = b""
+    numbers = [0, 0, 0, 0, 0, 0, 0]
+    last = 0
+    while at < end:
+        tag = framed[at]
+        field = tag >> 3
+        if tag not in _KEY_VALUE_TAGS or field <= last:
+            break
+        last = field
+        number, at = read_varint(framed, at + 1, end)
+        if tag & 7:
+            if number > end - at:
+                break
+            if field == 1:
+                key = framed[at : at + number]
+            at += number
+        else:
+            numbers[field] = number
+    else:
+        return key, numbers[2], numbers[3], numbers[4], _signed(numbers[6])
+    kv = decode_key_value(framed)
+    return kv.key, kv.create_revision, kv.mod_revision, kv.version, kv.lease
+
+
+_KEY_VALUE_TAGS: Final = frozenset((0x0A, 0x10, 0x18, 0x20, 0x2A, 0x30))
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """A varint and where it ends. Raises DecodeError."""
+    number = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number & _MASK64, at
+        shift += 7
+    raise DecodeError("a number without end")

@@ -25,11 +25,11 @@ from kvstore.node.commands import (
 )
 from kvstore.node.committer import Committer
 from kvstore.node.errors import LeaderChanged, LeaderFailed, Stopped
+from kvstore.node.follower import Follower
 from kvstore.node.gathering import Gathering
 from kvstore.node.operation import Operation
 from kvstore.node.proposer import Proposer
 from kvstore.node.recovery import Recovery
-from kvstore.node.replay import Follower
 from kvstore.node.slicer import Slicer
 from kvstore.node.snapshotter import Snapshotter
 from kvstore.node.state import Alarm

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from google.protobuf.message import DecodeError
 
-from kvstore.mvcc.wire import varint
+from kvstore.mvcc.wire import read_varint, varint
 from kvstore.pb import record_pb2
 
 
@@ -20,9 +20,66 @@ def record_part(record: record_pb2.Record) -> bytes:
     return b"\x0a%b%b" % (varint(len(body)), body)
 
 
-def read_batch(payload: bytes) -> Iterator[record_pb2.Record]:
-    """The records of one journal entry."""
-    yield from record_pb2.Batch.FromString(payload).records
+class Change:
+    """One record of a batch: its versions as the stored bytes that they become, and the rest."""
+
+    __slots__ = ("record", "revision", "versions")
+
+    def __init__(
+        self, revision: int, versions: list[bytes], record: record_pb2.Record | None
+    ) -> None:
+        """`record`: what is no version of a key, if there is any; it has the revision too."""
+        self.revision = revision
+        self.versions = versions
+        self.record = record
+
+
+def read_batch(payload: bytes) -> list[Change]:
+    """The records of one journal entry. Raises DecodeError.
+
+    Versions are cut out as they are: they are stored as they are journaled.
+    """
+    found: list[Change] = []
+    at, end = 0, len(payload)
+    while at < end:
+        if payload[at] != 0x0A:
+            raise DecodeError("not a record")
+        size, at = _length(payload, at + 1, end)
+        found.append(_read_record(payload, at, at + size))
+        at += size
+    return found
+
+
+def _read_record(payload: bytes, at: int, end: int) -> Change:
+    revision = 0
+    versions: list[bytes] = []
+    start = at
+    plain = True
+    while at < end:
+        tag = payload[at]
+        if tag == 0x12:
+            size, after = _length(payload, at + 1, end)
+            versions.append(payload[at : after + size])
+            at = after + size
+        elif tag == 0x08:
+            revision, at = read_varint(payload, at + 1, end)
+        else:
+            plain = False
+            break
+    if plain:
+        return Change(revision, versions, None)
+    # Changes without versions, mostly: rare, and short.
+    record = record_pb2.Record.FromString(payload[start:end])
+    rest = [b"\x12%b%b" % (varint(kv.ByteSize()), kv.SerializeToString()) for kv in record.versions]
+    return Change(record.revision, rest, record)
+
+
+def _length(payload: bytes, at: int, end: int) -> tuple[int, int]:
+    """A length and where what it measures begins; that ends before `end`."""
+    size, at = read_varint(payload, at, end)
+    if size > end - at:
+        raise DecodeError("a length that is too long")
+    return size, at
 
 
 def lease_grant(lease_id: int, ttl_s: int) -> record_pb2.Record:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
-from journal.contract import Corrupt, Entry, Journal, JournalError, Trimmed
-from kvstore.mvcc.store import Steps
+from journal.contract import Corrupt, Entry
+from kvstore.mvcc.store import SLICE, Steps
 from kvstore.mvcc.version import Version
-from kvstore.node import records
-from kvstore.node.slicer import Slicer
+from kvstore.node.records import Change, read_batch
 from kvstore.node.state import State
-from kvstore.pb import record_pb2
 from kvstore.watch.hub import Hub
-
-OUTAGE_PAUSE_S = 0.2
-"""Between two tries to go on reading a journal that does not answer."""
 
 
 def _nothing(versions: Sequence[Version]) -> None:
@@ -32,15 +26,30 @@ def entry_steps(state: State, entry: Entry, now: float, hub: Hub | None = None) 
     store = state.store
     note = hub.note if hub is not None else _nothing
     revision = store.revision
-    for record in _records(entry):
-        if record.revision:
-            if record.revision != revision + 1:
-                raise not_ours(entry, f"revision {record.revision} follows {revision}")
-            if record.WhichOneof("change") is not None and revision > store.revision:
+    linked: list[Version] = []
+    for change in _changes(entry):
+        at = change.revision
+        if at:
+            if at != revision + 1:
+                raise not_ours(entry, f"revision {at} follows {revision}")
+            if change.record is not None and revision > store.revision:
                 # An operation that is repeated here is evaluated on what came before it (R13).
+                note(linked)
+                linked = []
                 yield from _publish_steps(state, revision, hub)
-            revision = record.revision
-        yield from state.replay_steps(record, now, note)
+            revision = at
+        if change.record is not None:
+            yield from state.replay_steps(change.record, now, note)
+        for sub, framed in enumerate(change.versions):
+            try:
+                linked.append(state.link_wire(framed, sub))
+            except DecodeError:
+                raise not_ours(entry, "it holds what is no version") from None
+            if len(linked) >= SLICE:
+                note(linked)
+                linked = []
+                yield
+    note(linked)
     if revision > store.revision:
         yield from _publish_steps(state, revision, hub)
 
@@ -51,9 +60,9 @@ def _publish_steps(state: State, revision: int, hub: Hub | None) -> Steps[None]:
         yield from hub.wake_steps(hub.publish())
 
 
-def _records(entry: Entry) -> list[record_pb2.Record]:
+def _changes(entry: Entry) -> list[Change]:
     try:
-        return list(records.read_batch(entry.payload))
+        return read_batch(entry.payload)
     except DecodeError:
         raise not_ours(entry, "it holds no records") from None
 
@@ -66,82 +75,3 @@ def not_ours(entry: Entry, what: str) -> Corrupt:
         f"the entry at this sequence is not the one that belongs there: {what}",
         "Restore the journal from a copy",
     )
-
-
-class Follower:
-    """Applies the journal as it grows, on a node that does not lead."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        state: State,
-        hub: Hub,
-        slicer: Slicer,
-        now: Callable[[], float],
-        applied: int,
-        on_applied: Callable[[], None],
-        on_failure: Callable[[BaseException], None],
-    ) -> None:
-        """`applied`: the sequence that the state stands at."""
-        self._journal = journal
-        self._state = state
-        self._hub = hub
-        self._slicer = slicer
-        self._now = now
-        self.applied = applied
-        self._on_applied = on_applied
-        self._on_failure = on_failure
-        self._task: asyncio.Task[None] | None = None
-        self._applying: asyncio.Future[None] | None = None
-
-    def start(self, applied: int) -> None:
-        """Follow on from a sequence."""
-        assert self._task is None
-        self.applied = applied
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """Stop behind an entry, never within one."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        applying, self._applying = self._applying, None
-        if applying is not None:
-            (failure,) = await asyncio.gather(applying, return_exceptions=True)
-            if failure is not None:
-                self._on_failure(failure)
-
-    async def catch_up(self) -> None:
-        """Apply everything that is there. Raises JournalError."""
-        async for entries in self._journal.read(self.applied):
-            for entry in entries:
-                await self._apply(entry)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                async for entries in self._journal.follow(self.applied):
-                    for entry in entries:
-                        await self._apply(entry)
-                return
-            except (Corrupt, Trimmed) as failure:
-                self._on_failure(failure)
-                return
-            except JournalError:
-                # It cannot be reached; the election says so in the log.
-                await asyncio.sleep(OUTAGE_PAUSE_S)
-            except Exception as failure:
-                self._on_failure(failure)
-                return
-
-    async def _apply(self, entry: Entry) -> None:
-        self._applying = asyncio.ensure_future(self._slicer.run(self._steps(entry)))
-        # `stop` waits for what goes on when this is cancelled.
-        await asyncio.shield(self._applying)
-        self._applying = None
-
-    def _steps(self, entry: Entry) -> Steps[None]:
-        yield from entry_steps(self._state, entry, self._now(), self._hub)
-        self.applied = entry.sequence
-        self._on_applied()

@@ -14,7 +14,6 @@ from kvstore.mvcc.shard import Shard
 from kvstore.mvcc.store import SLICE, Steps, Store
 from kvstore.mvcc.version import Version, version_from_wire
 from kvstore.mvcc.view import WriteView
-from kvstore.mvcc.wire import varint
 from kvstore.pb import record_pb2
 from partitioner.table import PartitionTable
 
@@ -79,9 +78,9 @@ class State:
         now: float,
         note: Callable[[Sequence[Version]], None],
     ) -> Steps[None]:
-        """Apply one record of the journal, without publishing it.
+        """Apply what a record of the journal has beside versions, without publishing it.
 
-        `note` is told of all versions as they are linked, in order.
+        `note` is told of all versions that this makes, in order.
         """
         store = self.store
         change = record.WhichOneof("change")
@@ -100,20 +99,14 @@ class State:
             self.change(record, now)
         elif change is not None:
             self.change(record, now)
-        linked: list[Version] = []
-        for sub, kv in enumerate(record.versions):
-            body = kv.SerializeToString()
-            framed = b"\x12%b%b" % (varint(len(body)), body)
-            shard = store.shard_of(kv.key)
-            previous = shard.index.get(kv.key)
-            version = version_from_wire(framed, sub, previous)
-            self.link(shard, version)
-            linked.append(version)
-            if sub % SLICE == SLICE - 1:
-                note(linked)
-                linked = []
-                yield
-        note(linked)
+
+    def link_wire(self, framed: bytes, sub: int) -> Version:
+        """Apply a version as journal entries hold it, the `sub`th of its transaction."""
+        version = version_from_wire(framed, sub, None)
+        shard = self.store.shard_of(version.key)
+        version.previous = shard.index.get(version.key)
+        self.link(shard, version)
+        return version
 
     def _link_all(self, view: WriteView, note: Callable[[Sequence[Version]], None]) -> Steps[None]:
         for part in view.effect_parts:
