@@ -86,7 +86,7 @@ class Leaders(Protocol):
     @property
     def leader(self) -> Member | None: ...
 
-    async def changed(self) -> None: ...
+    def changed(self) -> asyncio.Future[None]: ...
 
 
 class RoutingService:
@@ -188,6 +188,8 @@ class RoutingService:
             except RemoteError as error:
                 if error.message == errors.NOT_LEADER.message or error.unsent:
                     await asyncio.sleep(PAUSE_S)
+                elif error.code is Code.DEADLINE_EXCEEDED:
+                    raise errors.TIMEOUT from error
                 elif not _is_lost(error):
                     call.fail(error.code, error.message)
                     return
@@ -210,14 +212,14 @@ class RoutingService:
             if self._node.leads():
                 return None
             leader = self._cluster.leader
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                raise errors.NO_LEADER if leader is None else errors.TIMEOUT
             if leader is not None and leader.id != self._me:
                 if forwarded:
                     raise errors.NOT_LEADER
                 if leader.client_urls:
                     return leader.client_urls[0]
-            remaining = deadline - loop.time()
-            if remaining <= 0:
-                raise errors.NO_LEADER if leader is None else errors.TIMEOUT
             try:
                 await asyncio.wait_for(self._cluster.changed(), remaining)
             except TimeoutError:
