@@ -83,6 +83,8 @@ class Roles(Protocol):
 class Leaders(Protocol):
     """What routing has to know of the cluster."""
 
+    is_leaderless: bool
+
     @property
     def leader(self) -> Member | None: ...
 
@@ -120,7 +122,7 @@ class RoutingService:
             return
         here: list[Call] = []
         for call in calls:
-            if call.peer.metadata(HAS_LEADER) == "true" and self._cluster.leader is None:
+            if call.peer.metadata(HAS_LEADER) == "true" and self._cluster.is_leaderless:
                 _fail(call, errors.NO_LEADER)
             elif call.method in LOCAL or (
                 call.method == KV + "Range" and _is_serializable(call.request)
@@ -137,7 +139,7 @@ class RoutingService:
         """See seam.Service."""
         if self._node.leads():
             return self._inner.on_stream(stream)
-        if stream.peer.metadata(HAS_LEADER) == "true" and self._cluster.leader is None:
+        if stream.peer.metadata(HAS_LEADER) == "true" and self._cluster.is_leaderless:
             _close(stream, errors.NO_LEADER)
             return _Closed()
         if stream.method in LOCAL:

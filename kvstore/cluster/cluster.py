@@ -83,6 +83,8 @@ class Cluster:
         self.leader_changes = 0
         self.on_no_leader: Callable[[], None] = lambda: None
         """Called when there has been no leader for NO_LEADER_S, as far as this node can tell."""
+        self.is_leaderless = False
+        """Whether that is so: longer than any change of leader takes."""
         self._no_leader: asyncio.TimerHandle | None = None
 
     # -- what others ask -------------------------------------------------------------------
@@ -115,6 +117,7 @@ class Cluster:
         await self._elector.open()
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._look()
+        self._watch_for_none()
 
     async def close(self) -> None:
         """Hand the lead to anyone, and leave."""
@@ -190,7 +193,8 @@ class Cluster:
     def _watch_for_none(self) -> None:
         if self.leader is not None:
             self._forget_none()
-        elif self._no_leader is None:
+            self.is_leaderless = False
+        elif self._no_leader is None and not self.is_leaderless:
             loop = asyncio.get_running_loop()
             self._no_leader = loop.call_later(NO_LEADER_S, self._none_leads)
 
@@ -202,6 +206,7 @@ class Cluster:
     def _none_leads(self) -> None:
         self._no_leader = None
         if self.leader is None:
+            self.is_leaderless = True
             self.on_no_leader()
 
     def _tell(self) -> None:

@@ -262,7 +262,7 @@ def test_clients_that_want_a_leader_are_told_that_there_is_none() -> None:
             (other,) = many.others(first)
             await asyncio.sleep(1)
             other.cut()
-            await asyncio.sleep(5)
+            await asyncio.sleep(8)
             call = other.call(KV + "Range", range_request(b"k"), [("hasleader", "true")])
             assert call.error == (Code.UNAVAILABLE, "etcdserver: no leader")
             local = other.call(KV + "Range", range_request(b"k", serializable=True))
@@ -301,6 +301,32 @@ def test_watches_that_want_a_leader_last_over_a_change_and_end_when_nobody_leads
             await asyncio.sleep(10)
             no_leader = (Code.UNAVAILABLE, "etcdserver: no leader")
             assert [stream.closed for stream in left] == [no_leader, no_leader]
+
+    run(main)
+
+
+def test_a_watch_that_wants_a_leader_may_begin_between_two() -> None:
+    """A client comes from the node that ends, before another one leads."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await asyncio.sleep(1)
+            assert first.node.cluster is not None
+            leaving = asyncio.ensure_future(first.node.cluster.step_aside())
+            streams = []
+            for _ in range(1000):
+                for other in many.others(first):
+                    if other.node.leader_id == 0:
+                        stream = other.demanding_watch_stream()
+                        create = pb.WatchCreateRequest(key=b"k")
+                        stream.say(pb.WatchRequest(create_request=create))
+                        streams.append(stream)
+                await asyncio.sleep(0.001)
+            await leaving
+            assert streams
+            for stream in streams:
+                assert stream.closed is None and stream.messages[0].created
 
     run(main)
 
