@@ -20,8 +20,9 @@ COPY . .
 # What Rust has built stays for the next build: most changes are Python's.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/native/target \
     /opt/jotd/bin/pip install --no-cache-dir --disable-pip-version-check '.[nats]'
-# Installing goes on without the native parts where they cannot be built. An image without them is none.
-RUN cd / && /opt/jotd/bin/python -c 'import jotd_native; \
+# Installing goes on without the native parts where they cannot be built, and without what an extra
+# is for where that has another name. An image without them is none.
+RUN cd / && /opt/jotd/bin/python -c 'import nats, nkeys, jotd_native; \
     from kvstore.runtime.sources import is_compiled; assert is_compiled()'
 
 FROM python:${PYTHON}-slim-bookworm

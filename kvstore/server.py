@@ -242,7 +242,7 @@ def _routing(
     from kvstore.transport.remote import GrpcRemote
 
     remote = GrpcRemote(config.transport.tls)
-    cluster.on_leader = lambda: None if cluster.leader is not None else service.leader_lost()
+    cluster.on_no_leader = service.leader_lost
     return remote, RoutingService(service, node, cluster, node.member_id, remote)
 
 

@@ -83,10 +83,12 @@ class Roles(Protocol):
 class Leaders(Protocol):
     """What routing has to know of the cluster."""
 
+    is_leaderless: bool
+
     @property
     def leader(self) -> Member | None: ...
 
-    async def changed(self) -> None: ...
+    def changed(self) -> asyncio.Future[None]: ...
 
 
 class RoutingService:
@@ -120,7 +122,7 @@ class RoutingService:
             return
         here: list[Call] = []
         for call in calls:
-            if call.peer.metadata(HAS_LEADER) == "true" and self._cluster.leader is None:
+            if call.peer.metadata(HAS_LEADER) == "true" and self._cluster.is_leaderless:
                 _fail(call, errors.NO_LEADER)
             elif call.method in LOCAL or (
                 call.method == KV + "Range" and _is_serializable(call.request)
@@ -137,7 +139,7 @@ class RoutingService:
         """See seam.Service."""
         if self._node.leads():
             return self._inner.on_stream(stream)
-        if stream.peer.metadata(HAS_LEADER) == "true" and self._cluster.leader is None:
+        if stream.peer.metadata(HAS_LEADER) == "true" and self._cluster.is_leaderless:
             _close(stream, errors.NO_LEADER)
             return _Closed()
         if stream.method in LOCAL:
@@ -188,6 +190,8 @@ class RoutingService:
             except RemoteError as error:
                 if error.message == errors.NOT_LEADER.message or error.unsent:
                     await asyncio.sleep(PAUSE_S)
+                elif error.code is Code.DEADLINE_EXCEEDED:
+                    raise errors.TIMEOUT from error
                 elif not _is_lost(error):
                     call.fail(error.code, error.message)
                     return
@@ -210,14 +214,14 @@ class RoutingService:
             if self._node.leads():
                 return None
             leader = self._cluster.leader
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                raise errors.NO_LEADER if leader is None else errors.TIMEOUT
             if leader is not None and leader.id != self._me:
                 if forwarded:
                     raise errors.NOT_LEADER
                 if leader.client_urls:
                     return leader.client_urls[0]
-            remaining = deadline - loop.time()
-            if remaining <= 0:
-                raise errors.NO_LEADER if leader is None else errors.TIMEOUT
             try:
                 await asyncio.wait_for(self._cluster.changed(), remaining)
             except TimeoutError:

@@ -27,6 +27,9 @@ HAND_OVER_S = 5.0
 """What writes in flight may take before leadership is handed over without them, and what the
 successor may take."""
 
+NO_LEADER_S = 3.0
+"""So long nobody leads before clients that asked are told; etcd waits three election timeouts."""
+
 RETRY_S = 1.0
 """A node that could not take the lead lets others try for so long."""
 
@@ -78,8 +81,11 @@ class Cluster:
         self._task: asyncio.Task[None] | None = None
         self._seen: tuple[Member | None, bool, bool] = (None, False, False)
         self.leader_changes = 0
-        self.on_leader: Callable[[], None] = lambda: None
-        """Called when there is another leader, or none."""
+        self.on_no_leader: Callable[[], None] = lambda: None
+        """Called when there has been no leader for NO_LEADER_S, as far as this node can tell."""
+        self.is_leaderless = False
+        """Whether that is so: longer than any change of leader takes."""
+        self._no_leader: asyncio.TimerHandle | None = None
 
     # -- what others ask -------------------------------------------------------------------
 
@@ -96,9 +102,12 @@ class Cluster:
         """Everybody who has ever joined."""
         return self.election.members()
 
-    async def changed(self) -> None:
-        """Wait for the next change of anything that says who leads."""
-        await asyncio.shield(self._changed)
+    def changed(self) -> asyncio.Future[None]:
+        """Done at the next change of anything that says who leads; "next" is from this call on.
+
+        No coroutine: `wait_for` may run one later than it is called, and miss a change.
+        """
+        return asyncio.shield(self._changed)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -108,6 +117,7 @@ class Cluster:
         await self._elector.open()
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._look()
+        self._watch_for_none()
 
     async def close(self) -> None:
         """Hand the lead to anyone, and leave."""
@@ -116,6 +126,7 @@ class Cluster:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._elector.close()
+        self._forget_none()
 
     async def step_aside(self) -> None:
         """Lead no more, nor again: this node is about to end."""
@@ -177,8 +188,26 @@ class Cluster:
                 extra={"fields": {"leader": leader.name, "term": self.election.control.term}},
             )
         self._tell()
-        if leader != before:
-            self.on_leader()
+        self._watch_for_none()
+
+    def _watch_for_none(self) -> None:
+        if self.leader is not None:
+            self._forget_none()
+            self.is_leaderless = False
+        elif self._no_leader is None and not self.is_leaderless:
+            loop = asyncio.get_running_loop()
+            self._no_leader = loop.call_later(NO_LEADER_S, self._none_leads)
+
+    def _forget_none(self) -> None:
+        if self._no_leader is not None:
+            self._no_leader.cancel()
+            self._no_leader = None
+
+    def _none_leads(self) -> None:
+        self._no_leader = None
+        if self.leader is None:
+            self.is_leaderless = True
+            self.on_no_leader()
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()

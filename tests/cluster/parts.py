@@ -101,3 +101,19 @@ async def first_write(endpoint: str, key: bytes = b"probe") -> float:
             except grpc.aio.AioRpcError:
                 assert time.monotonic() < deadline, "no write is taken"
                 await asyncio.sleep(0.01)
+
+
+async def hashes(endpoints: Iterable[str]) -> set[int]:
+    """What the nodes, each by itself, say that all they have at the same revision hashes to."""
+    endpoints = list(endpoints)
+    async with wire.Client(endpoints[0]) as client:
+        revision = await client.revision()
+    found = set()
+    for endpoint in endpoints:
+        async with wire.Client(endpoint) as client:
+            await client.get(b"\x00")
+            async with asyncio.timeout(10):
+                while (await client.get(b"\x00", serializable=True)).header.revision < revision:
+                    await asyncio.sleep(0.02)
+            found.add((await client.hash_kv(revision)).hash)
+    return found

@@ -9,7 +9,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import httpx
 from tests import peers
 
 Object = dict[str, Any]
+
+CORE = "/api/v1"
+LEASES = "/apis/coordination.k8s.io/v1"
 
 TOKEN = "jotd-admin"
 SCRIPT = peers.ROOT / "tools" / "run-kube-apiserver"
@@ -156,11 +160,43 @@ class Watch:
 
     def wait(self, done: Callable[[list[Object]], bool], timeout: float = 30) -> list[Object]:
         """The events so far, once `done` holds for them; AssertionError if it never does."""
-        with self._news:
-            self._news.wait_for(lambda: done(self.events) or self.ended, timeout)
-            events = list(self.events)
+        events = self.wait_or_end(done, timeout)
         assert done(events), f"watch {self._path} {self._params} has only {brief(events)}"
         return events
+
+    def wait_or_end(self, done: Callable[[list[Object]], bool], timeout: float) -> list[Object]:
+        """The events so far, once `done` holds for them, the watch has ended, or time is up."""
+        with self._news:
+            self._news.wait_for(lambda: done(self.events) or self.ended, timeout)
+            return list(self.events)
+
+    def resumed(
+        self, client: Client, done: Callable[[list[Object]], bool], timeout: float = 60
+    ) -> list[Object]:
+        """All events from the start of this watch until `done` holds for them; closes it.
+
+        What ended before is resumed where it was, as an informer does. AssertionError if time is
+        up, or if something is lost (410).
+        """
+        deadline = time.monotonic() + timeout
+        watch, events, since = self, list[Object](), self._params["resourceVersion"]
+        while True:
+            with watch:
+                seen = watch.wait_or_end(
+                    lambda seen: done([*events, *seen]), deadline - time.monotonic()
+                )
+            for event in seen:
+                if event["type"] in ("ERROR", "BROKEN"):
+                    assert event["object"].get("code") != 410, event
+                    # Whoever cannot serve it now is not to be hammered.
+                    time.sleep(0.2)
+                else:
+                    events.append(event)
+                    since = event["object"]["metadata"]["resourceVersion"]
+            if done(events):
+                return events
+            assert time.monotonic() < deadline, f"watch {self._path} has only {brief(events)}"
+            watch = client.watch(self._path, **{**self._params, "resourceVersion": since})
 
     def wait_count(self, count: int, timeout: float = 30) -> list[Object]:
         """The events so far without bookmarks, once there are `count` of them."""
@@ -271,3 +307,117 @@ def pages(client: Client, path: str, **params: str) -> Iterator[Object]:
     while token := page["metadata"].get("continue"):
         page = client.get(path, **params, **{"continue": token})
         yield page
+
+
+def new_namespace(client: Client, name: str) -> str:
+    client.create(f"{CORE}/namespaces", {"metadata": {"name": name}})
+    return name
+
+
+def configmaps(namespace: str, name: str = "") -> str:
+    return f"{CORE}/namespaces/{namespace}/configmaps" + (f"/{name}" if name else "")
+
+
+def create_event(client: Client, namespace: str, name: str) -> tuple[str, Object]:
+    """Writes a core/v1 Event; returns its path and the object."""
+    path = f"{CORE}/namespaces/{namespace}/events"
+    body = {
+        "metadata": {"name": name, "namespace": namespace, "labels": {"e2e": "yes"}},
+        "involvedObject": {"kind": "Pod", "namespace": namespace, "name": "some-pod"},
+        "reason": "Tested",
+        "message": "something happened",
+        "type": "Normal",
+    }
+    return f"{path}/{name}", client.create(path, body)
+
+
+def lease(name: str, holder: str) -> Object:
+    return {
+        "metadata": {"name": name},
+        "spec": {"holderIdentity": holder, "leaseDurationSeconds": 40},
+    }
+
+
+def bare(item: Object) -> Object:
+    """An object as an item of a list, which says kind and apiVersion once for all."""
+    return {key: value for key, value in item.items() if key not in ("kind", "apiVersion")}
+
+
+def names(items: list[Object]) -> list[str]:
+    return [item["metadata"]["name"] for item in items]
+
+
+@dataclass
+class Ledger:
+    """What one writer was told about the objects that it alone writes.
+
+    `acked` has the state of each name after its last acknowledged write (None: deleted), `doubt`
+    the state that an unanswered write would have made; a name with a doubt is not written again.
+    """
+
+    acked: dict[str, Object | None] = field(default_factory=dict)
+    doubt: dict[str, dict[str, str] | None] = field(default_factory=dict)
+    #: (name, resourceVersion) of each acknowledged write, in order; a delete has None.
+    history: list[tuple[str, int | None]] = field(default_factory=list)
+
+
+def write_until(stop: threading.Event, client: Client, ns: str, who: int, ledger: Ledger) -> None:
+    """Creates, changes and deletes objects, a new name each round; writes down what it is told."""
+    turn = 0
+    while not stop.is_set():
+        turn += 1
+        name = f"w{who}-{turn:04}"
+        path = configmaps(ns, name)
+        steps: list[tuple[str, str, Object | None, dict[str, str] | None]] = [
+            ("POST", configmaps(ns), configmap(name, v="0"), {"v": "0"}),
+            ("PATCH", path, {"data": {"v": "1"}}, {"v": "1"}),
+        ]
+        if turn % 3 == 0:
+            steps.append(("DELETE", path, None, None))
+        for method, where, body, state in steps:
+            try:
+                headers = MERGE_PATCH if method == "PATCH" else None
+                answer = client.call(method, where, body, headers=headers)
+            except (ApiError, httpx.HTTPError):
+                ledger.doubt[name] = state
+                # The store is away: no need to hammer.
+                stop.wait(0.1)
+                break
+            deleted = method == "DELETE"
+            ledger.acked[name] = None if deleted else answer
+            ledger.history.append((name, None if deleted else resource_version(answer)))
+
+
+def check_objects(ledgers: Sequence[Ledger], items: list[Object]) -> None:
+    """Each object is as its last acknowledged write left it, or as the one in doubt would."""
+    found = {item["metadata"]["name"]: item for item in items}
+    for ledger in ledgers:
+        for name, acked in ledger.acked.items():
+            now = found.get(name)
+            if now != (acked and bare(acked)):
+                assert name in ledger.doubt, f"{name} was {acked}, is {now}"
+                assert (now and now["data"]) == ledger.doubt[name]
+        # A create that nobody acknowledged may have happened, but no more than that.
+        for name in ledger.doubt.keys() - ledger.acked.keys():
+            assert name not in found or found[name]["data"] == {"v": "0"}
+
+
+def check_watch(ledgers: Sequence[Ledger], watched: list[Object]) -> None:
+    """Events of a watch over all that `ledgers` tell: every acknowledged change once, in order."""
+    events = brief([event for event in watched if event["type"] != "BOOKMARK"])
+    assert {kind for kind, _, _ in events} <= {"ADDED", "MODIFIED", "DELETED"}
+    revisions = [int(revision) for _, _, revision in events]
+    assert revisions == sorted(set(revisions))
+    for ledger in ledgers:
+        for name, state in ledger.acked.items():
+            told = [revision for other, revision in ledger.history if other == name]
+            mine = [event for event in events if event[1] == name]
+            reported = [int(rv) for kind, _, rv in mine if kind != "DELETED"]
+            in_order = [revision for revision in told if revision]
+            if name in ledger.doubt:
+                # One more change may have happened than was acknowledged.
+                assert reported[: len(in_order)] == in_order
+                assert len(mine) <= len(told) + 1
+            else:
+                assert reported == in_order
+                assert (mine[-1][0] == "DELETED") == (state is None)

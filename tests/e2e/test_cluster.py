@@ -1,10 +1,11 @@
-"""`make cluster`: what tools/cluster starts, serves, and leaves nothing behind."""
+"""`make cluster`: what tools/cluster starts is a cluster on NATS, and it leaves nothing behind."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,48 +121,97 @@ def request(port: int, subject: str, payload: bytes, timeout: float = 30.0) -> b
                 assert line and not line.startswith(b"-ERR"), line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    # Each node for itself, so that this is about the script and not about the journal.
-    with cluster(tmp_path, "--nodes=2", "--", "--journal=memory") as it:
+def status(endpoint: str) -> dict[str, Any]:
+    """What a node says of itself."""
+    found: dict[str, Any] = json.loads(
+        peers.etcdctl(endpoint, "endpoint", "status", "-w", "json").stdout
+    )[0]["Status"]
+    return found
+
+
+def hashes(endpoints: list[str], revision: int) -> set[int]:
+    """The hashes at a revision; fails while one of the nodes has not seen that yet."""
+    done = peers.etcdctl(
+        ",".join(endpoints), "endpoint", "hashkv", f"--rev={revision}", "-w", "json", check=False
+    )
+    found = json.loads(done.stdout) if done.returncode == 0 else []
+    return {one["HashKV"]["hash"] for one in found if len(found) == len(endpoints)}
+
+
+def has(endpoint: str, key: str, value: str) -> bool:
+    return peers.etcdctl(endpoint, "get", key).stdout == f"{key}\n{value}\n"
+
+
+def takes_a_write(endpoint: str, key: str, value: str) -> bool:
+    # Whether an unanswered one was done is not known, so it is asked for again.
+    done = peers.etcdctl(endpoint, "--command-timeout=10s", "put", key, value, check=False)
+    return done.returncode == 0
+
+
+def test_three_nodes_on_nats(tmp_path: Path) -> None:
+    with cluster(tmp_path) as it:
         pids = it.pids()
-        assert list(pids) == ["nats-1", "nats-2", "nats-3", "jotd-1", "jotd-2"]
-        for endpoint in it.endpoints().split(","):
-            assert peers.etcdctl(endpoint, "put", "greeting", "hello").stdout == "OK\n"
+        assert list(pids) == ["nats-1", "nats-2", "nats-3", "jotd-1", "jotd-2", "jotd-3"]
+        endpoints = it.endpoints().split(",")
+        names = dict(zip(endpoints, ("jotd-1", "jotd-2", "jotd-3"), strict=True))
+
+        # Any endpoint takes a write, and any shows it at once.
+        for n, endpoint in enumerate(endpoints):
+            assert peers.etcdctl(endpoint, "put", f"key-{n}", "hello").stdout == "OK\n"
+            assert has(endpoints[n - 1], f"key-{n}", "hello")
+        listed = json.loads(peers.etcdctl(endpoints[1], "member", "list", "-w", "json").stdout)
+        assert {member["name"]: member["clientURLs"] for member in listed["members"]} == {
+            name: [f"http://{endpoint}"] for endpoint, name in names.items()
+        }
+        all_of_them = {endpoint: status(endpoint) for endpoint in endpoints}
+        assert len({found["leader"] for found in all_of_them.values()}) == 1
+        revision = max(found["header"]["revision"] for found in all_of_them.values())
+        it.wait(lambda: len(hashes(endpoints, revision)) > 0)
+        assert len(hashes(endpoints, revision)) == 1
+
+        # The leader dies, then one of the nats-servers too: what is left goes on.
+        (leader,) = (e for e, it_is in all_of_them.items() if is_leader(it_is))
+        os.kill(pids[names[leader]], signal.SIGKILL)
+        others = [endpoint for endpoint in endpoints if endpoint != leader]
+        for n, endpoint in enumerate(others):
+            it.wait(lambda e=endpoint, n=n: takes_a_write(e, f"after-{n}", e))
+            assert has(others[n - 1], f"after-{n}", endpoint)
+            assert has(endpoint, "key-0", "hello")
+        it.wait(lambda: f"{names[leader]} (pid {pids[names[leader]]}) ended with -9" in it.text())
+        os.kill(pids["nats-3"], signal.SIGKILL)
+        it.wait(lambda: takes_a_write(others[0], "two of three", "go on"))
+        assert has(others[1], "two of three", "go on")
+        revision = status(others[0])["header"]["revision"]
+        it.wait(lambda: len(hashes(others, revision)) > 0)
+        assert len(hashes(others, revision)) == 1
+
         found = re.search(r"^data and logs: (\S+)", it.text())
         assert found and Path(found[1]).is_dir()
-        assert it.stop(number) == 0
+        assert it.stop(signal.SIGINT) == 0
         assert it.text().endswith("\nstopped\n")
         assert all(map(is_gone, pids.values()))
         assert not Path(found[1]).exists()
 
 
-def test_nats_takes_streams_of_three_replicas_and_long_batches(tmp_path: Path) -> None:
-    with cluster(tmp_path, "--nodes=1", "--", "--journal=memory") as it:
+def is_leader(status: dict[str, Any]) -> bool:
+    return bool(status["leader"] == status["header"]["member_id"])
+
+
+def test_what_is_kept_is_there_again(tmp_path: Path) -> None:
+    kept = f"--keep={tmp_path / 'kept'}"
+    with cluster(tmp_path, "--nodes=1", kept) as it:
+        peers.etcdctl(it.endpoints(), "put", "greeting", "hello")
+        # Batches are long, and each is one message.
         stream = {"name": "s", "subjects": ["s"], "num_replicas": 3, "storage": "file"}
         port = it.base + 41
         made = json.loads(request(port, "$JS.API.STREAM.CREATE.s", json.dumps(stream).encode()))
         assert len(made["cluster"]["replicas"]) == 2, made
         assert json.loads(request(port, "s", bytes(8 << 20)))["seq"] == 1
-        # Two of three go on.
-        os.kill(it.pids()["nats-3"], signal.SIGKILL)
-        it.wait(lambda: "nats-3 (pid" in it.text())
-
-        def goes_on() -> bool:
-            # Nobody answers until they have another leader, if it led.
-            try:
-                return bool(json.loads(request(port, "s", b"more", timeout=1.0))["seq"] > 1)
-            except TimeoutError:
-                return False
-
-        it.wait(goes_on)
-
-
-def test_what_is_kept_is_there_again(tmp_path: Path) -> None:
-    kept = f"--keep={tmp_path / 'kept'}"
-    # A journal of its own for the one node: it is the directory that has to be the same.
-    with cluster(tmp_path, "--nodes=1", kept, "--", "--journal=file") as it:
-        peers.etcdctl(it.endpoints(), "put", "greeting", "hello")
+        assert it.stop(signal.SIGTERM) == 0
+        assert it.text().endswith("\nstopped\n")
+        assert all(map(is_gone, it.pids().values()))
     assert (tmp_path / "kept" / "jotd-1.log").is_file()
-    with cluster(tmp_path, "--nodes=1", kept, "--", "--journal=file") as it:
-        assert peers.etcdctl(it.endpoints(), "get", "greeting").stdout == "greeting\nhello\n"
+    # What the node had beside the journal is no part of what was promised.
+    shutil.rmtree(tmp_path / "kept" / "jotd-1")
+    with cluster(tmp_path, "--nodes=1", kept) as it:
+        assert has(it.endpoints(), "greeting", "hello")

@@ -14,20 +14,34 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests import peers
 from tests.e2e import kube
-from tests.e2e.kube import Client, Object, brief, configmap, resource_version, until
+from tests.e2e.kube import (
+    CORE,
+    LEASES,
+    Client,
+    Ledger,
+    Object,
+    bare,
+    brief,
+    configmap,
+    configmaps,
+    create_event,
+    lease,
+    names,
+    new_namespace,
+    resource_version,
+    until,
+    write_until,
+)
 
 pytestmark = pytest.mark.slow
 
-CORE = "/api/v1"
-LEASES = "/apis/coordination.k8s.io/v1"
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 EVENT_TTL_SECONDS = 20
@@ -44,20 +58,6 @@ class Cluster:
     client: Client
     tmp_path: Path
     killed: bool = False
-
-
-@dataclass
-class Ledger:
-    """What one writer was told about the objects that it alone writes.
-
-    `acked` has the state of each name after its last acknowledged write (None: deleted), `doubt`
-    the state that an unanswered write would have made; a name with a doubt is not written again.
-    """
-
-    acked: dict[str, Object | None] = field(default_factory=dict)
-    doubt: dict[str, dict[str, str] | None] = field(default_factory=dict)
-    #: (name, resourceVersion) of each acknowledged write, in order; a delete has None.
-    history: list[tuple[str, int | None]] = field(default_factory=list)
 
 
 @dataclass
@@ -117,50 +117,12 @@ def slug(text: str) -> str:
     return text.replace("_", "-")
 
 
-def new_namespace(client: Client, name: str) -> str:
-    client.create(f"{CORE}/namespaces", {"metadata": {"name": name}})
-    return name
-
-
-def configmaps(namespace: str, name: str = "") -> str:
-    return f"{CORE}/namespaces/{namespace}/configmaps" + (f"/{name}" if name else "")
-
-
-def create_event(client: Client, namespace: str, name: str) -> tuple[str, Object]:
-    """Writes a core/v1 Event; returns its path and the object."""
-    path = f"{CORE}/namespaces/{namespace}/events"
-    body = {
-        "metadata": {"name": name, "namespace": namespace, "labels": {"e2e": "yes"}},
-        "involvedObject": {"kind": "Pod", "namespace": namespace, "name": "some-pod"},
-        "reason": "Tested",
-        "message": "something happened",
-        "type": "Normal",
-    }
-    return f"{path}/{name}", client.create(path, body)
-
-
 def pod(name: str) -> Object:
     container = {"name": "main", "image": "registry.invalid/none"}
     return {
         "metadata": {"name": name, "labels": {"app": "e2e"}},
         "spec": {"containers": [container]},
     }
-
-
-def lease(name: str, holder: str) -> Object:
-    return {
-        "metadata": {"name": name},
-        "spec": {"holderIdentity": holder, "leaseDurationSeconds": 40},
-    }
-
-
-def bare(item: Object) -> Object:
-    """An object as an item of a list, which says kind and apiVersion once for all."""
-    return {key: value for key, value in item.items() if key not in ("kind", "apiVersion")}
-
-
-def names(items: list[Object]) -> list[str]:
-    return [item["metadata"]["name"] for item in items]
 
 
 def conflict(call: Callable[[], object]) -> kube.ApiError:
@@ -654,33 +616,6 @@ def test_events_expire(client: Client, expiring: str) -> None:
 # kill -9
 
 
-def write_until(stop: threading.Event, client: Client, ns: str, who: int, ledger: Ledger) -> None:
-    """Creates, changes and deletes objects, a new name each round; writes down what it is told."""
-    turn = 0
-    while not stop.is_set():
-        turn += 1
-        name = f"w{who}-{turn:04}"
-        path = configmaps(ns, name)
-        steps: list[tuple[str, str, Object | None, dict[str, str] | None]] = [
-            ("POST", configmaps(ns), configmap(name, v="0"), {"v": "0"}),
-            ("PATCH", path, {"data": {"v": "1"}}, {"v": "1"}),
-        ]
-        if turn % 3 == 0:
-            steps.append(("DELETE", path, None, None))
-        for method, where, body, state in steps:
-            try:
-                headers = kube.MERGE_PATCH if method == "PATCH" else None
-                answer = client.call(method, where, body, headers=headers)
-            except (kube.ApiError, httpx.HTTPError):
-                ledger.doubt[name] = state
-                # The store is away: no need to hammer.
-                stop.wait(0.1)
-                break
-            deleted = method == "DELETE"
-            ledger.acked[name] = None if deleted else answer
-            ledger.history.append((name, None if deleted else resource_version(answer)))
-
-
 def take_inventory(client: Client) -> dict[str, list[Object]]:
     """Everything that the scenarios left behind, by list path. Events, which expire, left out."""
     paths = (
@@ -763,17 +698,8 @@ def crash(cluster: Cluster) -> Crash:
 def test_no_acknowledged_write_is_lost(cluster: Cluster, crash: Crash) -> None:
     """I1: each object is as its last acknowledged write left it, or as the one in doubt would."""
     items = cluster.client.get(configmaps("crash"))["items"]
-    found = {item["metadata"]["name"]: item for item in items}
     assert sum(len(ledger.doubt) for ledger in crash.ledgers) > 0, "nothing was under way"
-    for ledger in crash.ledgers:
-        for name, acked in ledger.acked.items():
-            now = found.get(name)
-            if now != (acked and bare(acked)):
-                assert name in ledger.doubt, f"{name} was {acked}, is {now}"
-                assert (now and now["data"]) == ledger.doubt[name]
-        # A create that nobody acknowledged may have happened, but no more than that.
-        for name in ledger.doubt.keys() - ledger.acked.keys():
-            assert name not in found or found[name]["data"] == {"v": "0"}
+    kube.check_objects(crash.ledgers, items)
 
 
 def test_what_stood_still_stands(cluster: Cluster, crash: Crash) -> None:
@@ -802,23 +728,7 @@ def test_revisions_go_on_rising(crash: Crash) -> None:
 
 def test_watches_recover(crash: Crash) -> None:
     """I4: a watch open across the kill has every acknowledged change once, in order."""
-    events = brief([event for event in crash.watch_events if event["type"] != "BOOKMARK"])
-    assert {kind for kind, _, _ in events} <= {"ADDED", "MODIFIED", "DELETED"}
-    revisions = [int(revision) for _, _, revision in events]
-    assert revisions == sorted(set(revisions))
-    for ledger in crash.ledgers:
-        for name, state in ledger.acked.items():
-            told = [revision for other, revision in ledger.history if other == name]
-            mine = [event for event in events if event[1] == name]
-            reported = [int(rv) for kind, _, rv in mine if kind != "DELETED"]
-            in_order = [revision for revision in told if revision]
-            if name in ledger.doubt:
-                # One more change may have happened than was acknowledged.
-                assert reported[: len(in_order)] == in_order
-                assert len(mine) <= len(told) + 1
-            else:
-                assert reported == in_order
-                assert (mine[-1][0] == "DELETED") == (state is None)
+    kube.check_watch(crash.ledgers, crash.watch_events)
 
 
 def test_watches_of_the_store_recover(crash: Crash) -> None:

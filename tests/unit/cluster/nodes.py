@@ -15,7 +15,7 @@ from kvstore.cluster.election import Timing
 from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, RemoteError
-from tests.unit.node.world import FakeCall, World, table
+from tests.unit.node.world import FakeCall, FakeStream, World, table
 
 TIMING = Timing(lease_s=2.0, margin_s=0.2)
 
@@ -83,6 +83,13 @@ class One(World):
         self.routing.on_calls([call])
         return call
 
+    def demanding_watch_stream(self) -> FakeStream:
+        """Of a client that would rather have an error than no leader."""
+        stream = FakeStream("/etcdserverpb.Watch/Watch", pb.WatchResponse)
+        stream.peer = Peer([("hasleader", "true")])  # type: ignore[assignment]
+        stream.handler = self.routing.on_stream(stream)
+        return stream
+
     def cut(self, cut: bool = True) -> None:
         """Cut the way to both journals, or mend it."""
         self.data.cut = cut
@@ -112,7 +119,7 @@ class Many:
         one = One(node, data, service)  # type: ignore[arg-type]
         one.data, one.url = data, f"http://{name}"
         cluster = node.cluster
-        cluster.on_leader = lambda: None if cluster.leader is not None else service.leader_lost()
+        cluster.on_no_leader = service.leader_lost
         one.routing = RoutingService(service, node, cluster, node.member_id, self)
         self.nodes[name] = one
         return one

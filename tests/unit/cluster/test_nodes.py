@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.transport.seam import Code
+from kvstore.transport.seam import Code, RemoteError
 from tests.unit.cluster.nodes import Many, One, cluster, range_request
 from tests.unit.node.world import KV, MAINTENANCE, FakeCall, mod_is, put_op, run
 
@@ -262,7 +262,7 @@ def test_clients_that_want_a_leader_are_told_that_there_is_none() -> None:
             (other,) = many.others(first)
             await asyncio.sleep(1)
             other.cut()
-            await asyncio.sleep(5)
+            await asyncio.sleep(8)
             call = other.call(KV + "Range", range_request(b"k"), [("hasleader", "true")])
             assert call.error == (Code.UNAVAILABLE, "etcdserver: no leader")
             local = other.call(KV + "Range", range_request(b"k", serializable=True))
@@ -270,6 +270,110 @@ def test_clients_that_want_a_leader_are_told_that_there_is_none() -> None:
             status = other.call(MAINTENANCE + "Status", pb.StatusRequest())
             answer = pb.StatusResponse.FromString(status.raw or b"")
             assert answer.leader == 0 and answer.errors == ["etcdserver: no leader"]
+
+    run(main)
+
+
+def test_watches_that_want_a_leader_last_over_a_change_and_end_when_nobody_leads() -> None:
+    """As etcd's do, which ends them after three election timeouts without a leader."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            streams = []
+            for one in many.nodes.values():
+                stream = one.demanding_watch_stream()
+                stream.say(pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k")))
+                streams.append(stream)
+            await asyncio.sleep(1)
+            third = many.others(first)[0]
+            await move(first, third)
+            await asyncio.sleep(1)
+            assert [stream.closed for stream in streams] == [None, None, None]
+            died = [*many.nodes.values()].index(third)
+            many.kill(third)
+            await many.leader()
+            await asyncio.sleep(1)
+            left = [stream for n, stream in enumerate(streams) if n != died]
+            assert [stream.closed for stream in left] == [None, None]
+            for one in many.nodes.values():
+                one.cut()
+            await asyncio.sleep(10)
+            no_leader = (Code.UNAVAILABLE, "etcdserver: no leader")
+            assert [stream.closed for stream in left] == [no_leader, no_leader]
+
+    run(main)
+
+
+def test_a_watch_that_wants_a_leader_may_begin_between_two() -> None:
+    """A client comes from the node that ends, before another one leads."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await asyncio.sleep(1)
+            assert first.node.cluster is not None
+            leaving = asyncio.ensure_future(first.node.cluster.step_aside())
+            streams = []
+            for _ in range(1000):
+                for other in many.others(first):
+                    if other.node.leader_id == 0:
+                        stream = other.demanding_watch_stream()
+                        create = pb.WatchCreateRequest(key=b"k")
+                        stream.say(pb.WatchRequest(create_request=create))
+                        streams.append(stream)
+                await asyncio.sleep(0.001)
+            await leaving
+            assert streams
+            for stream in streams:
+                assert stream.closed is None and stream.messages[0].created
+
+    run(main)
+
+
+async def move(leader: One, heir: One) -> None:
+    call = leader.call(
+        MAINTENANCE + "MoveLeader", pb.MoveLeaderRequest(targetID=heir.node.member_id)
+    )
+    await call
+    assert call.code is Code.OK
+
+
+def test_who_begins_to_wait_for_a_change_misses_none() -> None:
+    async def main() -> None:
+        async with cluster(1) as many:
+            one = await many.leader()
+            found = one.node.cluster
+            assert found is not None
+
+            async def wait() -> None:
+                await asyncio.wait_for(found.changed(), 5)
+
+            waiting = asyncio.ensure_future(wait())
+            await asyncio.sleep(0)
+            found._tell()
+            await waiting
+
+    run(main)
+
+
+def test_a_leader_that_does_not_answer_is_etcds_timeout() -> None:
+    class Deaf:
+        async def unary(self, *call: Any) -> bytes:
+            await asyncio.sleep(call[-1])
+            raise RemoteError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", unsent=False)
+
+    async def main() -> None:
+        async with cluster(2) as many:
+            (other,) = many.others(await many.leader())
+            await asyncio.sleep(1)
+            other.routing._remote = Deaf()  # type: ignore[assignment]
+            for call in (
+                other.call(KV + "Put", pb.PutRequest(key=b"k")),
+                other.call(KV + "Range", range_request(b"k")),
+            ):
+                await call
+                assert call.error == (Code.UNAVAILABLE, "etcdserver: request timed out")
 
     run(main)
 

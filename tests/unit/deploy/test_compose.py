@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from kvstore.cli.config import serve_config
+from tests import peers
 from tests.peers import ROOT
 from tests.unit.deploy import files
 
@@ -147,7 +150,10 @@ def test_jotd_takes_its_commands() -> None:
         config = serve_config(flags, {})
         assert config is not None and not config.warnings
         assert config.name == name
+        # Other nodes reach it by this.
         assert config.advertise_client_urls == (f"http://{name}:2379",)
+        # The image's own, which asks /readyz.
+        assert "healthcheck" not in SERVICES[name]
 
 
 def test_kube_apiserver_is_started_as_by_the_script() -> None:
@@ -180,6 +186,22 @@ def test_the_toolchain_is_new_enough() -> None:
     wanted = re.search(r'^rust-version = "([\d.]+)"', manifest, re.M)
     assert wanted
     assert [*map(int, args["RUST"].split("."))] >= [*map(int, wanted[1].split("."))]
+
+
+@pytest.mark.parametrize("absent", ["nats", "nkeys", "jotd_native"])
+def test_an_image_without_a_part_of_it_is_not_built(absent: str) -> None:
+    runs = [rest for word, rest in files.instructions() if word == "RUN"]
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any("pip install" in run and "'.[nats]'" in run for run in runs)
+    assert {re.split("[<>=]", needed)[0] for needed in extra["nats"]} == {"nats-py", "nkeys"}
+    # What the build does next, with the Python of the tests.
+    (check,) = (run for run in runs if " -c " in run)
+    text = shlex.split(check)[-1]
+    block = f"import sys; sys.modules[{absent!r}] = None; "
+    command = [sys.executable, "-c", block + text]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"import of {absent} halted" in done.stderr or not peers.has_native()
 
 
 def test_the_image_runs_as_nobody_in_particular_and_tells_its_health() -> None:
