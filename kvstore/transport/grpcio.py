@@ -58,7 +58,7 @@ class GrpcioTransport:
 
     async def start(self, service: Service) -> None:
         """Binds all addresses and serves. Raises OSError when one cannot be bound."""
-        methods = _Methods(service, self.options, self._streams)
+        methods = self._methods = _Methods(service, self.options, self._streams)
         self._server, self.bound = await self._serve(methods, self.options.listen)
         self._keeper = asyncio.ensure_future(self._keep(methods))
 
@@ -71,6 +71,7 @@ class GrpcioTransport:
         if self._keeper is None:
             return
         self._keeper.cancel()
+        self._methods.draining = True
         stops = [
             asyncio.ensure_future(server.stop(grace_s)) for server in (self._server, *self._retired)
         ]
@@ -152,6 +153,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         self, service: Service, options: TransportOptions, streams: set[_GrpcStream]
     ) -> None:
         self.request_bytes_max = service.max_request_bytes
+        self.draining = False
         self._service = service
         self._options = options
         self._streams = streams
@@ -184,6 +186,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def serve(_requests: Any, context: Any) -> None:
             stream = _GrpcStream(method, kind, context, self._options.stream_room_bytes)
             self._streams.add(stream)
+            if self.draining and kind is Kind.BIDI_STREAM:
+                # The server had taken it when the drain began.
+                stream.close(Code.UNAVAILABLE, STOPPED)
             try:
                 await stream.serve(self._service)
             finally:

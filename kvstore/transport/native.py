@@ -67,6 +67,7 @@ class NativeTransport:
         self._exchanges: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None]
         self._scheduled = False
+        self._draining = False
         self._chunk = CHUNK
 
     async def start(self, service: Service) -> None:
@@ -109,6 +110,7 @@ class NativeTransport:
         door = self._door
         if door is None:
             return
+        self._draining = True
         door.drain()
         self._end_streams(lambda kind: kind is Kind.BIDI_STREAM)
         later = self._loop.call_later(grace_s / 2, self._end_streams, lambda kind: True)
@@ -213,13 +215,17 @@ class NativeTransport:
             self._drained.set_result(None)
 
     def _opened(self, stream: door_module.Stream) -> None:
+        kind = self._service.kind(stream.method) or Kind.BIDI_STREAM
+        if self._draining and kind is Kind.BIDI_STREAM:
+            # The door had taken it when the drain began.
+            stream.close(Code.UNAVAILABLE, STOPPED)
+            return
         try:
             handler = self._service.on_stream(stream)
         except Exception:
             log.exception("%s: opening the stream failed", stream.method)
             stream.close(Code.INTERNAL, INTERNAL)
             return
-        kind = self._service.kind(stream.method) or Kind.BIDI_STREAM
         self._streams[stream.key] = Inflow(stream, handler, kind, self._loop.call_soon)
 
     async def _exchange(self, exchange: door_module.Exchange) -> None:

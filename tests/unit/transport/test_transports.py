@@ -6,6 +6,8 @@ import asyncio
 import socket
 import struct
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -590,6 +592,29 @@ def test_drain_answers_what_is_under_way_and_ends_streams() -> None:
             async with grpc.aio.insecure_channel(address) as channel:
                 code, _ = await status(call(channel, "Echo"))
                 assert code is grpc.StatusCode.UNAVAILABLE
+
+    run(main)
+
+
+def test_a_stream_that_comes_as_a_drain_begins_does_not_hold_it_up() -> None:
+    async def main() -> None:
+        async with serving(Service()) as (address, transport):
+            with grpc.insecure_channel(address) as channel:
+                ready = grpc.channel_ready_future(channel)
+                await asyncio.to_thread(ready.result, WAIT_S)
+                codes: list[grpc.StatusCode] = []
+
+                def ask() -> None:
+                    stream = channel.stream_stream("/t.S/Bidi")(iter([b"a"]), timeout=WAIT_S)
+                    codes.append(stream.code())
+
+                asking = threading.Thread(target=ask)
+                asking.start()
+                # It arrives while the loop is busy, and is seen when the drain has begun.
+                time.sleep(0.3)
+                await transport.drain(100 * WAIT_S)
+                await asyncio.to_thread(asking.join)
+                assert codes == [grpc.StatusCode.UNAVAILABLE]
 
     run(main)
 
