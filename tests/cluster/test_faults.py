@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests import wire
-from tests.cluster.parts import JotdCluster
+from tests.cluster.parts import JotdCluster, judged
 from tests.crash.lives import Lives, Verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -88,24 +88,6 @@ FAULTS = [
     all_nodes_die,
     leader_leaves,
 ]
-
-
-async def judged(cluster: JotdCluster, lives: Lives) -> Verdict:
-    verdict = await lives.judge()
-    hashes = set()
-    async with wire.Client(cluster.endpoints[0]) as client:
-        revision = await client.revision()
-    for endpoint in cluster.endpoints:
-        # Each node answers for itself.
-        async with wire.Client(endpoint) as client:
-            await client.get(b"\x00")
-            async with asyncio.timeout(10):
-                while (await client.get(b"\x00", serializable=True)).header.revision < revision:
-                    await asyncio.sleep(0.02)
-            hashes.add((await client.hash_kv(revision)).hash)
-    if len(hashes) > 1:
-        verdict.faults.append(f"I5: the nodes' hashes differ: {hashes}")
-    return verdict
 
 
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)
