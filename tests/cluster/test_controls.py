@@ -1,12 +1,14 @@
 """Negative controls: the judge of the cluster's tests finds what a broken journal does.
 
-Real processes, the usual load, a leader that freezes and one that dies; see `broken` for the modes.
+Real processes and the usual load; see `broken` for the modes. Each break gets the fault that brings
+it out, and what is not broken gets them all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,31 +35,41 @@ def _stopped(cluster: JotdCluster) -> list[str]:
     ]
 
 
-async def _ordeal(cluster: JotdCluster, lives: Lives) -> None:
-    """The leader freezes while another takes over, and comes back; the next one dies."""
-    await lives.progress(150)
-    first = await cluster.leader()
-    cluster.freeze(first)
+async def leader_freezes(cluster: JotdCluster, lives: Lives) -> None:
+    """Another takes over meanwhile, and the one before comes back with what it had in hand."""
+    node = await cluster.leader()
+    cluster.freeze(node)
     try:
-        await cluster.leader(besides=first.endpoint)
+        await cluster.leader(besides=node.endpoint)
         await lives.progress(50)
     finally:
-        cluster.thaw(first)
+        cluster.thaw(node)
     await asyncio.sleep(BACK_S)
-    await lives.progress(50)
-    second = await cluster.leader()
-    second.kill9()
-    await cluster.leader(besides=second.endpoint)
-    await cluster.restart(second)
+
+
+async def leader_dies(cluster: JotdCluster, lives: Lives) -> None:
+    node = await cluster.leader()
+    node.kill9()
+    await cluster.leader(besides=node.endpoint)
+    await cluster.restart(node)
+
+
+Fault = Callable[[JotdCluster, Lives], Awaitable[None]]
+
+
+async def _ordeal(cluster: JotdCluster, lives: Lives, faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        await lives.progress(100)
+        await fault(cluster, lives)
     await lives.progress(50)
 
 
-async def _found(cluster: JotdCluster, seed: int) -> list[str]:
+async def _found(cluster: JotdCluster, faults: Sequence[Fault], seed: int) -> list[str]:
     """What is wrong, according to the nodes or to the judge."""
     lives = Lives(cluster.endpoints, seed, clients=9)
     await cluster.leader()
     await lives.start()
-    ordeal = asyncio.create_task(_ordeal(cluster, lives))
+    ordeal = asyncio.create_task(_ordeal(cluster, lives, faults))
     while not ordeal.done():
         await asyncio.wait({ordeal}, timeout=0.1)
         if found := _stopped(cluster):
@@ -75,16 +87,24 @@ async def _found(cluster: JotdCluster, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)
-@pytest.mark.parametrize("mode", ["unbroken", "unfenced", "early"])
+@pytest.mark.parametrize(
+    ("mode", "faults"),
+    [
+        ("unbroken", [leader_freezes, leader_dies]),
+        ("unfenced", [leader_freezes]),
+        ("early", [leader_dies]),
+    ],
+    ids=["unbroken", "unfenced", "early"],
+)
 def test_the_judge_finds_what_is_broken(
-    tmp_path: Path, nats: NatsCluster, mode: str, seed: int
+    tmp_path: Path, nats: NatsCluster, mode: str, faults: Sequence[Fault], seed: int
 ) -> None:
     command = [sys.executable, "-m", "tests.cluster.broken", mode]
     cluster = JotdCluster(tmp_path, nats=nats, command=command)
     try:
-        found = asyncio.run(_found(cluster, seed))
+        found = asyncio.run(_found(cluster, faults, seed))
     finally:
         cluster.stop()
-    shown = "\n".join(found[:5])
+    shown = "\n".join(fault[:200] for fault in found[:5])
     print(f"{len(found)} found\n{shown}")
     assert bool(found) == (mode != "unbroken"), f"JOTD_TEST_SEED={seed} again\n{shown}"

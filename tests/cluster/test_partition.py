@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 ANOTHER_LEADS_S = 5.0
 HEALED_S = 12.0
 """A connection that stalled is noticed by its pings, and the next one has to come about."""
-CUT_REVISIONS = 60
+CUT_REVISIONS = 40
 
 
 class Prober:
@@ -72,7 +72,7 @@ async def leader_is_cut(cluster: JotdCluster, lives: Lives, kind: str) -> None:
     prober = Prober(cut, lives)
     probing = asyncio.create_task(prober.run())
     watching = len(_sessions(lives, cut))
-    await lives.progress(30)
+    await lives.progress(20)
     assert prober.answered_at, "the leader has to answer reads while it leads"
     getattr(way, kind)()
     cut_at = time.monotonic()
@@ -99,7 +99,7 @@ async def leader_is_cut(cluster: JotdCluster, lives: Lives, kind: str) -> None:
     probing.cancel()
     await asyncio.wait({probing})
     assert not prober.faults, prober.faults[:5]
-    await lives.progress(30)
+    await lives.progress(20)
     assert (await status(cut)).leader == (await status(other)).leader
     assert len(_sessions(lives, cut)) == watching, "its watches go on"
 
