@@ -32,9 +32,7 @@ def cluster(tmp_path: Path, nats: NatsCluster) -> Iterator[JotdCluster]:
 
 
 @pytest.fixture(scope="module")
-def cuttable(
-    tmp_path_factory: pytest.TempPathFactory, nats: NatsCluster
-) -> Iterator[JotdCluster]:
+def cuttable(tmp_path_factory: pytest.TempPathFactory, nats: NatsCluster) -> Iterator[JotdCluster]:
     """Three nodes for all tests of a module, each with a way to NATS that can be cut."""
     made = JotdCluster(
         tmp_path_factory.mktemp("nodes"), flags=["--snapshot-count=300"], nats=nats, cuttable=True

@@ -187,9 +187,7 @@ async def _moves(nodes: list[Process]) -> list[Any]:
                     results.append((error.code(), error.details()))
         if endpoint == other:
             async with wire.Client(endpoint) as client:
-                results.append(
-                    await _refusal(client.call("MoveLeader", move(targetID=target)))
-                )
+                results.append(await _refusal(client.call("MoveLeader", move(targetID=target))))
         results.append(await asyncio.to_thread(_ctl, endpoint, target))
     assert (await status(by_id[other_id])).leader == other_id
     return results
