@@ -41,9 +41,21 @@ async def leader_freezes(cluster: JotdCluster, lives: Lives) -> None:
     cluster.freeze(node)
     try:
         await cluster.leader(besides=node.endpoint)
-        await lives.progress(50)
+        await lives.progress(30)
     finally:
         cluster.thaw(node)
+    await asyncio.sleep(BACK_S)
+
+
+async def leader_is_cut(cluster: JotdCluster, lives: Lives) -> None:
+    """The same, of the network: what the leader has in hand is certainly not stored yet."""
+    node = await cluster.leader()
+    cluster.way(node).stall()
+    try:
+        await cluster.leader(besides=node.endpoint)
+        await lives.progress(20)
+    finally:
+        cluster.way(node).heal()
     await asyncio.sleep(BACK_S)
 
 
@@ -61,7 +73,7 @@ async def _ordeal(cluster: JotdCluster, lives: Lives, faults: Sequence[Fault]) -
     for fault in faults:
         await lives.progress(100)
         await fault(cluster, lives)
-    await lives.progress(50)
+    await lives.progress(30)
 
 
 async def _found(cluster: JotdCluster, faults: Sequence[Fault], seed: int) -> list[str]:
@@ -90,8 +102,8 @@ async def _found(cluster: JotdCluster, faults: Sequence[Fault], seed: int) -> li
 @pytest.mark.parametrize(
     ("mode", "faults"),
     [
-        ("unbroken", [leader_freezes, leader_dies]),
-        ("unfenced", [leader_freezes]),
+        ("unbroken", [leader_is_cut, leader_freezes, leader_dies]),
+        ("unfenced", [leader_is_cut, leader_freezes]),
         ("early", [leader_dies]),
     ],
     ids=["unbroken", "unfenced", "early"],
@@ -100,9 +112,12 @@ def test_the_judge_finds_what_is_broken(
     tmp_path: Path, nats: NatsCluster, mode: str, faults: Sequence[Fault], seed: int
 ) -> None:
     command = [sys.executable, "-m", "tests.cluster.broken", mode]
-    cluster = JotdCluster(tmp_path, nats=nats, command=command)
+    cluster = JotdCluster(tmp_path, nats=nats, command=command, cuttable=True)
     try:
         found = asyncio.run(_found(cluster, faults, seed))
+    except BaseException:
+        for n in cluster.nodes: print("XXX", n.name, n.alive, n.log.read_text()[-2500:])
+        raise
     finally:
         cluster.stop()
     shown = "\n".join(fault[:200] for fault in found[:5])
