@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code
-from tests.unit.cluster.nodes import Many, One, cluster, range_request
+from tests.unit.cluster.nodes import CutJournal, Many, One, cluster, range_request
 from tests.unit.node.world import KV, MAINTENANCE, FakeCall, mod_is, put_op, run
 
 LEADER_FAILED = "etcdserver: request timed out, possibly due to previous leader failure"
@@ -270,6 +270,33 @@ def test_clients_that_want_a_leader_are_told_that_there_is_none() -> None:
             status = other.call(MAINTENANCE + "Status", pb.StatusRequest())
             answer = pb.StatusResponse.FromString(status.raw or b"")
             assert answer.leader == 0 and answer.errors == ["etcdserver: no leader"]
+
+    run(main)
+
+
+def test_a_leader_is_missed_in_time_by_a_node_whose_journal_says_nothing() -> None:
+    async def main() -> None:
+        async with cluster(2) as many:
+            first = await many.leader()
+            (other,) = many.others(first)
+            await asyncio.sleep(1)
+            known: list[bool] = []
+            assert other.node.cluster is not None
+            around, noted = other.node.cluster, other.node.cluster.on_leader
+
+            def note() -> None:
+                known.append(around.leader is not None)
+                noted()
+
+            around.on_leader = note
+            assert isinstance(other.data.control, CutJournal)
+            other.data.silence_s = other.data.control.silence_s = 15.0
+            other.cut()
+            await asyncio.sleep(2.0 + 0.2 + 0.3)
+            assert known == [False]
+            other.cut(False)
+            await asyncio.sleep(15)
+            assert known == [False, True]
 
     run(main)
 
