@@ -11,14 +11,24 @@ from tests.nats import NatsCluster
 TRIMMING = "--snapshot-count=1500"
 
 
-@pytest.fixture(scope="module")
-def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    """Three nats-servers."""
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    """Three nats-servers, as the test before left them."""
     made = NatsCluster(tmp_path_factory.mktemp("nats"))
     try:
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture(scope="module")
+def nats(servers: NatsCluster) -> NatsCluster:
+    """Three nats-servers that run."""
+    for server in servers.servers:
+        if not server.alive:
+            server.restart()
+    servers.wait_ready()
+    return servers
 
 
 @pytest.fixture

@@ -100,6 +100,7 @@ def test_a_consistent_read_through_a_follower_is_soon(cuttable: JotdCluster) -> 
                     reading = asyncio.create_task(call.read())
 
     async def run() -> list[float]:
+        revisions = set()
         follower = await cuttable.follower()
         leader = await cuttable.leader()
         took = []
@@ -113,8 +114,11 @@ def test_a_consistent_read_through_a_follower_is_soon(cuttable: JotdCluster) -> 
             assert (await call.read()).created
             for _ in range(20):
                 answer = await client.get(LEASES, LEASES[:-1] + b"0", limit=1)
+                revisions.add(answer.header.revision)
                 took.append(await reached(call, answer.header.revision))
+                await asyncio.sleep(0.03)
             call.cancel()
+        assert len(revisions) > 10, "the other shards have to be written meanwhile"
         return took
 
     took = asyncio.run(run())
