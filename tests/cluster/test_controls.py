@@ -69,11 +69,13 @@ async def leader_dies(cluster: JotdCluster, lives: Lives) -> None:
 Fault = Callable[[JotdCluster, Lives], Awaitable[None]]
 
 
-async def _ordeal(cluster: JotdCluster, lives: Lives, faults: Sequence[Fault]) -> None:
+async def _verdict(cluster: JotdCluster, lives: Lives, faults: Sequence[Fault]) -> list[str]:
     for fault in faults:
         await lives.progress(100)
         await fault(cluster, lives)
     await lives.progress(30)
+    await lives.stop()
+    return (await judged(cluster, lives)).faults
 
 
 async def _found(cluster: JotdCluster, faults: Sequence[Fault], seed: int) -> list[str]:
@@ -81,21 +83,18 @@ async def _found(cluster: JotdCluster, faults: Sequence[Fault], seed: int) -> li
     lives = Lives(cluster.endpoints, seed, clients=9)
     await cluster.leader()
     await lives.start()
-    ordeal = asyncio.create_task(_ordeal(cluster, lives, faults))
-    while not ordeal.done():
-        await asyncio.wait({ordeal}, timeout=0.1)
-        if found := _stopped(cluster):
-            ordeal.cancel()
-            await asyncio.wait({ordeal})
-            await lives.abandon()
-            return found
-    try:
-        await ordeal
-    except BaseException:
+    judging = asyncio.create_task(_verdict(cluster, lives, faults))
+    # A node may stop at any time, also under the judge's hands.
+    while not judging.done() and not _stopped(cluster):
+        await asyncio.wait({judging}, timeout=0.1)
+    if found := _stopped(cluster):
+        judging.cancel()
+        await asyncio.wait({judging})
         await lives.abandon()
-        raise
-    await lives.stop()
-    return (await judged(cluster, lives)).faults + _stopped(cluster)
+        return found
+    if judging.exception() is not None:
+        await lives.abandon()
+    return judging.result()
 
 
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)
