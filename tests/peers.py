@@ -375,13 +375,15 @@ def start_jotd(
     *,
     journal: str | None = None,
     scheme: str = "http",
+    command: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = START_SECONDS_MAX,
 ) -> Process:
     """``jotd serve`` on `data_dir`; on `port`, if one is given, else on any that is free.
 
     The log is ``data_dir.log``, beside the data. Pass `journal` as ``file`` or ``memory``,
-    and `scheme` as ``https`` for clients' URL along with the flags for TLS.
+    and `scheme` as ``https`` for clients' URL along with the flags for TLS. `command` runs in
+    place of ``jotd``.
     """
     extra = [f"--journal={journal}"] if journal else []
     extra += extra_args
@@ -391,7 +393,7 @@ def start_jotd(
         process = Process(
             "jotd",
             [
-                *jotd_command(),
+                *(command or jotd_command()),
                 "serve",
                 f"--data-dir={data_dir}",
                 f"--listen-client-urls={client}",

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from journal.contract import Journal, JournalError
 from kvstore.cluster.election import Election, Member, Timing
-from kvstore.cluster.elector import Elector
+from kvstore.cluster.elector import POLL_S, Elector
 from kvstore.cluster.errors import BadTransferee, NotLeader, Superseded, TransferTimeout
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Cluster:
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
         self._seen: tuple[Member | None, bool, bool] = (None, False, False)
+        self._timer: asyncio.TimerHandle | None = None
         self.leader_changes = 0
         self.on_no_leader: Callable[[], None] = lambda: None
         """Called when there has been no leader for NO_LEADER_S, as far as this node can tell."""
@@ -118,10 +119,13 @@ class Cluster:
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._look()
         self._watch_for_none()
+        self._tick()
 
     async def close(self) -> None:
         """Hand the lead to anyone, and leave."""
         await self.step_aside()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -176,6 +180,16 @@ class Cluster:
     def _look(self) -> None:
         """The control journal was looked at, whether something was new or not."""
         self._wanted.set()
+        self._notice()
+
+    def _tick(self) -> None:
+        """Time alone changes who leads too, and a journal that does not answer may take long to
+        say so."""
+        self._timer = asyncio.get_running_loop().call_later(POLL_S, self._tick)
+        self._notice()
+
+    def _notice(self) -> None:
+        """Tell who waits for it of a change, if there is one."""
         seen = self.leader, self.election.holds, self.leads()
         if seen == self._seen:
             return

@@ -8,16 +8,46 @@ import pytest
 from tests.cluster.parts import JotdCluster
 from tests.nats import NatsCluster
 
+TRIMMING = "--snapshot-count=1500"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    """Three nats-servers, as the test before left them."""
+    made = NatsCluster(tmp_path_factory.mktemp("nats"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def nats(servers: NatsCluster) -> NatsCluster:
+    """Three nats-servers that run."""
+    for server in servers.servers:
+        if not server.alive:
+            server.restart()
+    servers.wait_ready()
+    return servers
+
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[JotdCluster]:
-    """Three nats-servers and three nodes, for one test."""
-    nats = NatsCluster(tmp_path / "nats")
+def cluster(tmp_path: Path, nats: NatsCluster) -> Iterator[JotdCluster]:
+    """Three nodes for one test."""
+    made = JotdCluster(tmp_path, flags=[TRIMMING], nats=nats)
     try:
-        made = JotdCluster(tmp_path, flags=["--snapshot-count=1500"], nats=nats)
-        try:
-            yield made
-        finally:
-            made.stop()
+        yield made
     finally:
-        nats.stop()
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def cuttable(tmp_path_factory: pytest.TempPathFactory, nats: NatsCluster) -> Iterator[JotdCluster]:
+    """Three nodes for all tests of a module, each with a way to NATS that can be cut."""
+    made = JotdCluster(
+        tmp_path_factory.mktemp("nodes"), flags=["--snapshot-count=300"], nats=nats, cuttable=True
+    )
+    try:
+        yield made
+    finally:
+        made.stop()

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,8 +15,10 @@ import grpc.aio
 
 from kvstore.pb import rpc_pb2
 from tests import peers, wire
+from tests.crash.lives import Lives, Verdict
 from tests.nats import NatsCluster, NatsServer
 from tests.peers import Process
+from tests.proxy import Way
 
 LEADER_SECONDS_MAX = 40.0
 
@@ -25,18 +27,52 @@ class JotdCluster:
     """`count` nodes that share a journal on a NATS cluster of their own, all on 127.0.0.1."""
 
     def __init__(
-        self, directory: Path, count: int = 3, flags: Iterable[str] = (), *, nats: NatsCluster
+        self,
+        directory: Path,
+        count: int = 3,
+        flags: Iterable[str] = (),
+        *,
+        nats: NatsCluster,
+        cuttable: bool = False,
+        command: Sequence[str] | None = None,
     ) -> None:
+        """`cuttable`: each node has a `way` of its own to the nats-servers, and no other.
+
+        `command` runs in place of ``jotd``.
+        """
         self.nats = nats
         self.name = f"t{uuid4().hex[:8]}"
-        self.nodes: list[Process] = [
-            peers.start_jotd(
-                directory / f"node-{number}",
-                [f"--name=node-{number}", *flags],
-                journal=nats.url(self.name),
-            )
-            for number in range(count)
-        ]
+        self.nodes: list[Process] = []
+        self._directory = directory
+        self._flags = list(flags)
+        self._command = command
+        self._ways: dict[str, Way] = {}
+        self._cuttable = cuttable
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> Process:
+        """One more node, with nothing of its own."""
+        number = len(self.nodes)
+        endpoints = self.nats.endpoints
+        way = Way([server.port for server in self.nats.servers]) if self._cuttable else None
+        if way is not None:
+            endpoints = way.endpoints
+        node = peers.start_jotd(
+            self._directory / f"node-{number}",
+            [f"--name=node-{number}", *self._flags],
+            journal=f"nats://{endpoints}/{self.name}",
+            command=self._command,
+            env={"PYTHONPATH": str(peers.ROOT)} if self._command else None,
+        )
+        self.nodes.append(node)
+        if way is not None:
+            self._ways[node.endpoint] = way
+        return node
+
+    def way(self, node: Process) -> Way:
+        """What is between a node and the nats-servers."""
+        return self._ways[node.endpoint]
 
     @property
     def endpoints(self) -> list[str]:
@@ -79,6 +115,8 @@ class JotdCluster:
                 node.kill9()
             assert node.data_dir is not None
             shutil.rmtree(node.data_dir, ignore_errors=True)
+        for way in self._ways.values():
+            way.stop()
 
 
 async def _says_it_leads(node: Process) -> bool:
@@ -88,6 +126,22 @@ async def _says_it_leads(node: Process) -> bool:
         except grpc.aio.AioRpcError:
             return False
         return bool(status.leader) and status.leader == status.header.member_id
+
+
+async def status(node: Process) -> rpc_pb2.StatusResponse:
+    """What a node says of itself."""
+    async with wire.Client(node.endpoint) as client:
+        answer: rpc_pb2.StatusResponse = await client.call("Status", rpc_pb2.StatusRequest())
+        return answer
+
+
+async def judged(cluster: JotdCluster, lives: Lives) -> Verdict:
+    """What is wrong with a cluster that is whole again: the load's verdict, and equal hashes."""
+    verdict = await lives.judge()
+    found = await hashes(cluster.endpoints)
+    if len(found) > 1:
+        verdict.faults.append(f"I5: the nodes' hashes differ: {found}")
+    return verdict
 
 
 async def first_write(endpoint: str, key: bytes = b"probe") -> float:

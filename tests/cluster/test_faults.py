@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests import wire
-from tests.cluster.parts import JotdCluster, hashes
+from tests.cluster.parts import JotdCluster, judged
 from tests.crash.lives import Lives, Verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -88,14 +88,6 @@ FAULTS = [
     all_nodes_die,
     leader_leaves,
 ]
-
-
-async def judged(cluster: JotdCluster, lives: Lives) -> Verdict:
-    verdict = await lives.judge()
-    found = await hashes(cluster.endpoints)
-    if len(found) > 1:
-        verdict.faults.append(f"I5: the nodes' hashes differ: {found}")
-    return verdict
 
 
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)

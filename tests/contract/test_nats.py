@@ -10,7 +10,7 @@ import json
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from journal.nats.frames import encode, root
 from tests.contract.backends import entries, fill, on_loop
 from tests.nats import NatsCluster, request, shared_cluster
 from tests.pki import make_pki
+from tests.proxy import Proxy
 
 IDENTITY = b"i" * 16
 
@@ -221,51 +222,6 @@ async def test_the_streams_leader_dies_under_pipelined_appends(
         found = await entries(other)
         assert {entry.sequence: entry.payload for entry in found} == acknowledged
         assert followed == found
-
-
-class Proxy:
-    """Between a client and a server; can swallow what the server says, and cut."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.deaf = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers |= {writer, up_writer}
-        await asyncio.gather(
-            self._pump(reader, up_writer, lambda: False),
-            self._pump(up_reader, writer, lambda: self.deaf),
-        )
-
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drop: Callable[[], bool]
-    ) -> None:
-        try:
-            while data := await reader.read(65536):
-                if not drop():
-                    writer.write(data)
-                    await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            if writer.transport is not None:
-                writer.transport.abort()
-        self._writers.clear()
-
-    def stop(self) -> None:
-        self._server.close()
-        self.cut()
 
 
 @on_loop

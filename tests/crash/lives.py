@@ -167,6 +167,13 @@ class Lives:
                 raise result
         await asyncio.gather(*(client.close() for client in self._clients))
 
+    async def abandon(self) -> None:
+        """Ends the load at once; nothing can be said of the requests under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in self._clients))
+
     async def _compact(self) -> None:
         async with wire.Client(self.endpoint) as client:
             while True:

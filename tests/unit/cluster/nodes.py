@@ -24,6 +24,8 @@ class CutJournal(MemoryJournal):
     """A journal whose node may be cut off: nothing answers then."""
 
     cut = False
+    silence_s = 1.0
+    """After so long a journal that is cut off says that it is."""
     durable = True
     """False: acknowledges, and loses (a negative control)."""
     fenced = True
@@ -54,7 +56,7 @@ class CutJournal(MemoryJournal):
     async def _way(self) -> None:
         await asyncio.sleep(0.002)
         if self.cut:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(self.silence_s)
             raise Unknown("the way to the journal is cut")
 
 

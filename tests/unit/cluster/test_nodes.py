@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from kvstore.cluster.cluster import NO_LEADER_S
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, RemoteError
-from tests.unit.cluster.nodes import Many, One, cluster, range_request
+from tests.unit.cluster.nodes import CutJournal, Many, One, cluster, range_request
 from tests.unit.node.world import KV, MAINTENANCE, FakeCall, mod_is, put_op, run
 
 LEADER_FAILED = "etcdserver: request timed out, possibly due to previous leader failure"
@@ -374,6 +375,30 @@ def test_a_leader_that_does_not_answer_is_etcds_timeout() -> None:
             ):
                 await call
                 assert call.error == (Code.UNAVAILABLE, "etcdserver: request timed out")
+
+    run(main)
+
+
+def test_a_leader_is_missed_in_time_by_a_node_whose_journal_says_nothing() -> None:
+    async def main() -> None:
+        async with cluster(2) as many:
+            first = await many.leader()
+            (other,) = many.others(first)
+            await asyncio.sleep(1)
+            missed: list[float] = []
+            around = other.node.cluster
+            assert around is not None
+            around.on_no_leader = lambda: missed.append(now())
+            assert isinstance(other.data.control, CutJournal)
+            other.data.silence_s = other.data.control.silence_s = 15.0
+            other.cut()
+            cut_at = now()
+            await asyncio.sleep(2.0 + 0.2 + NO_LEADER_S + 0.5)
+            assert around.is_leaderless and len(missed) == 1
+            assert missed[0] - cut_at > NO_LEADER_S
+            other.cut(False)
+            await asyncio.sleep(15)
+            assert not around.is_leaderless and len(missed) == 1
 
     run(main)
 
