@@ -55,6 +55,8 @@ KV = "/etcdserverpb.KV/"
 LEASE = "/etcdserverpb.Lease/"
 MAINTENANCE = "/etcdserverpb.Maintenance/"
 
+KEEP_ALIVE = LEASE + "LeaseKeepAlive"
+
 LOCAL = frozenset(
     (
         "/etcdserverpb.Cluster/MemberList",
@@ -137,8 +139,6 @@ class RoutingService:
 
     def on_stream(self, stream: Stream) -> StreamHandler:
         """See seam.Service."""
-        if self._node.leads():
-            return self._inner.on_stream(stream)
         if stream.peer.metadata(HAS_LEADER) == "true" and self._cluster.is_leaderless:
             _close(stream, errors.NO_LEADER)
             return _Closed()
@@ -147,7 +147,7 @@ class RoutingService:
         if len(self._tasks) >= FORWARDED_MAX:
             _close(stream, errors.TOO_MANY_REQUESTS)
             return _Closed()
-        return _ForwardedStream(self, stream)
+        return _LeaderStream(self, stream)
 
     async def close(self) -> None:
         """Give up what waits for another node."""
@@ -235,10 +235,12 @@ class RoutingService:
         self.forwarded[method] = self.forwarded.get(method, 0) + 1
 
 
-class _ForwardedStream:
+class _LeaderStream:
     """A stream that the leader serves (a seam StreamHandler): keep-alives, and RangeStream.
 
-    Which node that is is decided when the first message comes: serializable reads stay here.
+    Which node that is is decided when the first message comes; serializable reads stay here. A
+    stream of keep-alives ends with the lead of its node: only the leader ends leases, so to renew
+    one anywhere else would be a promise that nobody keeps.
     """
 
     def __init__(self, routing: RoutingService, stream: Stream) -> None:
@@ -251,11 +253,15 @@ class _ForwardedStream:
 
     def on_messages(self, messages: Sequence[bytes]) -> None:
         """From the client."""
+        leads = self._routing._node.leads()
         if self._handler is not None:
-            self._handler.on_messages(messages)
+            if self._stream.method == KEEP_ALIVE and not leads:
+                _close(self._stream, errors.LEADER_CHANGED)
+            else:
+                self._handler.on_messages(messages)
             return
         if self._task is None:
-            if self._stream.method == KV + "RangeStream" and _is_serializable(messages[0]):
+            if leads or (self._stream.method != KEEP_ALIVE and _is_serializable(messages[0])):
                 self._handler = self._routing._inner.on_stream(self._stream)
                 self._handler.on_messages(messages)
                 return

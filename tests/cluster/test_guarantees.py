@@ -31,8 +31,8 @@ LEASES = b"/registry/leases/"
 PODS = b"/registry/pods/"
 HAS_LEADER = (("hasleader", "true"),)
 NO_LEADER = (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
-NOTICED_S = 8.0
-"""A lease, its margin, and what else may be slow."""
+NOTICED_S = 10.0
+"""A lease, its margin, the patience with having no leader, and what else may be slow."""
 SETTLED_S = 20.0
 
 

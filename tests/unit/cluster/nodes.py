@@ -15,7 +15,7 @@ from kvstore.cluster.election import Timing
 from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, RemoteError
-from tests.unit.node.world import FakeCall, FakeStream, World, table
+from tests.unit.node.world import LEASE, FakeCall, FakeStream, World, table
 
 TIMING = Timing(lease_s=2.0, margin_s=0.2)
 
@@ -89,6 +89,12 @@ class One(World):
         """Of a client that would rather have an error than no leader."""
         stream = FakeStream("/etcdserverpb.Watch/Watch", pb.WatchResponse)
         stream.peer = Peer([("hasleader", "true")])  # type: ignore[assignment]
+        stream.handler = self.routing.on_stream(stream)
+        return stream
+
+    def led_keep_alive(self) -> FakeStream:
+        """Keep-alives, past what stands before the service."""
+        stream = FakeStream(LEASE + "LeaseKeepAlive", pb.LeaseKeepAliveResponse)
         stream.handler = self.routing.on_stream(stream)
         return stream
 

@@ -421,6 +421,25 @@ def test_leases_live_on_under_the_next_leader_with_their_full_time() -> None:
     run(main)
 
 
+def test_leases_are_kept_alive_by_the_leader_alone() -> None:
+    """A node that led renews nothing for the next leader, who would let the lease end."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.grant(7, 10)
+            stream = first.led_keep_alive()
+            stream.say(pb.LeaseKeepAliveRequest(ID=7))
+            assert stream.messages[-1].TTL == 10
+            await asyncio.sleep(1)
+            await move(first, many.others(first)[0])
+            stream.say(pb.LeaseKeepAliveRequest(ID=7))
+            assert stream.closed == (Code.UNAVAILABLE, "etcdserver: leader changed")
+            assert len(stream.messages) == 1
+
+    run(main)
+
+
 def test_a_huge_delete_is_repeated_alike_on_followers() -> None:
     """R13, and compaction after it (I5)."""
 
