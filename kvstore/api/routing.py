@@ -76,6 +76,11 @@ READS = frozenset((KV + "Range", LEASE + "LeaseTimeToLive", LEASE + "LeaseLeases
 """What may be asked twice."""
 
 
+LONG = READS | {KV + "Compact"}
+LONG_S = 600.0
+"""What may take longer than etcd's limit on writes, and how long."""
+
+
 class Roles(Protocol):
     """What routing has to know of the node."""
 
@@ -182,11 +187,8 @@ class RoutingService:
             if url is None:
                 self._inner.on_calls([call])
                 return
-            within_s = deadline - asyncio.get_running_loop().time()
             try:
-                response = await self._remote.unary(
-                    url, call.method, call.request, metadata, within_s
-                )
+                response = await self._ask(url, call, metadata, deadline)
             except RemoteError as error:
                 if error.message == errors.NOT_LEADER.message or error.unsent:
                     await asyncio.sleep(PAUSE_S)
@@ -203,6 +205,33 @@ class RoutingService:
                 self._count(call.method)
                 call.finish(response)
                 return
+
+    async def _ask(
+        self, url: str, call: Call, metadata: list[tuple[str, str]], deadline: float
+    ) -> bytes:
+        """Have the node at `url` answer. Raises RemoteError.
+
+        Writes get what is left of etcd's limit. What may take as long as it has to, a list of
+        gigabytes for one, gets its time; a read is given up when another node leads, for the
+        one that is asked may be frozen.
+        """
+        if call.method not in LONG:
+            within_s = deadline - asyncio.get_running_loop().time()
+            return await self._remote.unary(url, call.method, call.request, metadata, within_s)
+        asking = asyncio.ensure_future(
+            self._remote.unary(url, call.method, call.request, metadata, LONG_S)
+        )
+        try:
+            while not asking.done():
+                changed = self._cluster.changed()
+                await asyncio.wait((asking, changed), return_when=asyncio.FIRST_COMPLETED)
+                leader = self._cluster.leader
+                gone = leader is not None and url not in leader.client_urls
+                if gone and not asking.done() and call.method in READS:
+                    raise RemoteError(Code.UNAVAILABLE, "another node leads", unsent=True)
+            return asking.result()
+        finally:
+            asking.cancel()
 
     async def _leader(self, deadline: float, *, forwarded: bool) -> str | None:
         """Where the leader is; None: here, with its lease in force. Waits for one.

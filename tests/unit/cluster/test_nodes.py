@@ -358,6 +358,31 @@ def test_who_begins_to_wait_for_a_change_misses_none() -> None:
     run(main)
 
 
+def test_a_read_turns_to_the_next_leader_when_the_one_that_it_asked_freezes() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.put(b"k", b"v")
+            other = many.others(first)[0]
+            await asyncio.sleep(1)
+
+            class Frozen:
+                async def unary(self, url: str, *call: Any) -> bytes:
+                    if url == first.url:
+                        await asyncio.sleep(1000)
+                    return await many.unary(url, *call)
+
+            other.routing._remote = Frozen()  # type: ignore[assignment]
+            read = other.get(b"k")
+            await asyncio.sleep(0.1)
+            began = now()
+            many.kill(first)
+            assert (await read).response.kvs[0].value == b"v"
+            assert now() - began < 5
+
+    run(main)
+
+
 def test_a_leader_that_does_not_answer_is_etcds_timeout() -> None:
     class Deaf:
         async def unary(self, *call: Any) -> bytes:
@@ -369,10 +394,7 @@ def test_a_leader_that_does_not_answer_is_etcds_timeout() -> None:
             (other,) = many.others(await many.leader())
             await asyncio.sleep(1)
             other.routing._remote = Deaf()  # type: ignore[assignment]
-            for call in (
-                other.call(KV + "Put", pb.PutRequest(key=b"k")),
-                other.call(KV + "Range", range_request(b"k")),
-            ):
+            for call in (other.call(KV + "Put", pb.PutRequest(key=b"k")), other.get(b"k")):
                 await call
                 assert call.error == (Code.UNAVAILABLE, "etcdserver: request timed out")
 
