@@ -17,7 +17,7 @@ NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml Cargo.lock src/*.rs \
     door/Cargo.toml door/src/*.rs load/Cargo.toml load/src/*.rs))
 
 # Where tests start servers; tests/unit/test_served.py holds it to be complete.
-SERVED := $(addprefix tests/,cluster/test_faults.py crash differential e2e hostile traces unit/cli unit/transport unit/test_served.py watch)
+SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport unit/test_served.py watch)
 pytest-on = echo 'test: servers run on --transport $(1)$(if $(2), from $(2))' && \
     JOTD_TRANSPORT=$(1) JOTD_PURE_PYTHON=$(if $(2),1) $(BIN)/pytest
 

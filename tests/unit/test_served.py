@@ -21,7 +21,7 @@ def test_every_test_that_starts_a_server_is_in_the_second_run() -> None:
         for path in (peers.ROOT / "tests").rglob("*.py")
         if re.search(r"start_jotd\(|jotd_command\(", path.read_text())
     }
-    # Of the cluster's tests, which are long, the most demanding one stands for all.
+    # The cluster's tests are long, and about what is behind the transport: once is enough.
     starts -= {Path("tests/peers.py"), Path("tests/cluster/parts.py")}
     assert len(starts) > 10
     left_out = {path for path in starts if not any(path.is_relative_to(p) for p in places)}
