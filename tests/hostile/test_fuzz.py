@@ -198,8 +198,8 @@ class Servers:
 
 
 def _is_stored_hash(name: str, theirs: verdicts.Verdict, ours: verdicts.Verdict) -> bool:
-    """etcd may answer the hash that a compaction stored for a revision below it: one of the declared
-    deviations (ARCHITECTURE.md), met when the compaction is over by the time that it is asked."""
+    """etcd may answer the hash that a compaction stored for a revision below it: one of the
+    declared deviations (ARCHITECTURE.md)."""
     return (
         name == "HashKV"
         and theirs.code == grpc.StatusCode.OK
