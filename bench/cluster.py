@@ -176,6 +176,15 @@ async def _status(endpoint: str) -> pb.StatusResponse | None:
         return answer
 
 
+async def _serving(member: Member) -> None:
+    """Wait until a member answers: one that was started anew has its state to recover first."""
+    deadline = time.monotonic() + START_S_MAX
+    while await _status(member.endpoint) is None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{member.name} does not answer in {START_S_MAX} s")
+        await asyncio.sleep(0.05)
+
+
 async def leader(members: list[Member]) -> Member:
     """The member that says that it leads; waits for one."""
     deadline = time.monotonic() + START_S_MAX
@@ -297,6 +306,9 @@ def take_overs(members: list[Member], count: int) -> dict[str, Any]:
             for member in members:
                 if member.process is None or member.process.poll() is not None:
                     member.start()
+            # The next client may be at any of them.
+            for member in members:
+                asyncio.run(_serving(member))
             time.sleep(SETTLE_S)
         found[title] = {
             "min_s": min(gaps),
