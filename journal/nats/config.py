@@ -50,23 +50,12 @@ def journal_config(of: Names, replicas: int, identity: bytes) -> Config:
         "name": of.stream,
         "description": "a journal of jotd: written by jotd only",
         "subjects": [of.subject],
-        "storage": "file",
-        "num_replicas": replicas,
-        "retention": "limits",
-        "discard": "new",
-        "max_msgs": -1,
-        "max_msgs_per_subject": -1,
-        "max_bytes": -1,
-        "max_age": 0,
-        "max_msg_size": -1,
+        **_kept(replicas, identity),
         "max_consumers": -1,
         "duplicate_window": _WINDOW_NS,
         "deny_delete": True,
-        "deny_purge": False,
         "allow_rollup_hdrs": False,
-        "allow_direct": True,
         "republish": {"src": of.subject, "dest": of.stored},
-        "metadata": {IDENTITY_KEY: identity.hex(), FORMAT_KEY: "1"},
     }
 
 
@@ -76,6 +65,14 @@ def bucket_config(bucket: str, replicas: int, identity: bytes) -> Config:
         "name": f"OBJ_{bucket}",
         "description": "snapshots of a journal of jotd",
         "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
+        **_kept(replicas, identity),
+        "allow_rollup_hdrs": True,
+    }
+
+
+def _kept(replicas: int, identity: bytes) -> Config:
+    """What both have: files, replicas, no limit by which anything would go, and whose it is."""
+    return {
         "storage": "file",
         "num_replicas": replicas,
         "retention": "limits",
@@ -85,7 +82,6 @@ def bucket_config(bucket: str, replicas: int, identity: bytes) -> Config:
         "max_bytes": -1,
         "max_age": 0,
         "max_msg_size": -1,
-        "allow_rollup_hdrs": True,
         "deny_purge": False,
         "allow_direct": True,
         "metadata": {IDENTITY_KEY: identity.hex(), FORMAT_KEY: "1"},

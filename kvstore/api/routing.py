@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.api import errors
 from kvstore.api.errors import ApiError
+from kvstore.api.watch import wants_leader
 from kvstore.cluster.election import Member
 from kvstore.node.proposer import REQUEST_TIMEOUT_S
 from kvstore.pb import rpc_pb2 as pb
@@ -35,9 +36,6 @@ from kvstore.transport.seam import (
 )
 
 log = logging.getLogger(__name__)
-
-HAS_LEADER = "hasleader"
-"""etcd's metadata key of clients that rather have an error than no leader."""
 
 FORWARDED = "jotd-forwarded"
 """Metadata key of what one node passes on to another, which never passes it on again."""
@@ -74,7 +72,6 @@ LOCAL = frozenset(
 
 READS = frozenset((KV + "Range", LEASE + "LeaseTimeToLive", LEASE + "LeaseLeases"))
 """What may be asked twice."""
-
 
 LONG = READS | {KV + "Compact"}
 LONG_S = 600.0
@@ -129,7 +126,7 @@ class RoutingService:
             return
         here: list[Call] = []
         for call in calls:
-            if call.peer.metadata(HAS_LEADER) == "true" and self._cluster.is_leaderless:
+            if wants_leader(call.peer) and self._cluster.is_leaderless:
                 _fail(call, errors.NO_LEADER)
             elif call.method in LOCAL or (
                 call.method == KV + "Range" and _is_serializable(call.request)
@@ -144,7 +141,7 @@ class RoutingService:
 
     def on_stream(self, stream: Stream) -> StreamHandler:
         """See seam.Service."""
-        if stream.peer.metadata(HAS_LEADER) == "true" and self._cluster.is_leaderless:
+        if wants_leader(stream.peer) and self._cluster.is_leaderless:
             _close(stream, errors.NO_LEADER)
             return _Closed()
         if stream.method in LOCAL:

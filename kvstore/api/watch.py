@@ -20,10 +20,13 @@ from kvstore.mvcc.store import Steps, Store
 from kvstore.mvcc.wire import field_varint, varint
 from kvstore.node.slicer import Slicer
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.transport.seam import Code, Stream
+from kvstore.transport.seam import Code, Peer, Stream
 from kvstore.watch.hub import EventChunk, Hub, Latest, Watcher, shape_of
 
 NO_WATCH_ID = -1
+
+HAS_LEADER = "hasleader"
+"""etcd's metadata key of clients that rather have an error than no leader."""
 
 JOIN_BYTES = 2 << 20
 STEP_BYTES = 256 << 10
@@ -46,6 +49,11 @@ WATCHERS_PER_STEP = 50
 COMPACTED_REASON = errors.COMPACTED.message
 EMPTY_RANGE_REASON = "mvcc: watcher range is empty"
 DUPLICATE_ID_REASON = "mvcc: duplicate watch ID provided on the WatchStream"
+
+
+def wants_leader(peer: Peer) -> bool:
+    """Whether a client asked to be told when there is no leader."""
+    return peer.metadata(HAS_LEADER) == "true"
 
 
 def _watch_id(watch_id: int) -> bytes:
@@ -80,7 +88,7 @@ class WatchStream:
         self._pumping = False
         self._progress_wanted = False
         self._closed = False
-        self.needs_leader = stream.peer.metadata("hasleader") == "true"
+        self.needs_leader = wants_leader(stream.peer)
 
     # -- from the client -------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class Cluster:
         """Called when there has been no leader for NO_LEADER_S, as far as this node can tell."""
         self.is_leaderless = False
         """Whether that is so: longer than any change of leader takes."""
-        self._no_leader: asyncio.TimerHandle | None = None
+        self._led_at = 0.0
 
     # -- what others ask -------------------------------------------------------------------
 
@@ -117,8 +117,8 @@ class Cluster:
         self._elector.eligible = True
         await self._elector.open()
         self._task = asyncio.get_running_loop().create_task(self._run())
+        self._led_at = self.clock()
         self._look()
-        self._watch_for_none()
         self._tick()
 
     async def close(self) -> None:
@@ -130,7 +130,6 @@ class Cluster:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._elector.close()
-        self._forget_none()
 
     async def step_aside(self) -> None:
         """Lead no more, nor again: this node is about to end."""
@@ -187,6 +186,12 @@ class Cluster:
         say so."""
         self._timer = asyncio.get_running_loop().call_later(POLL_S, self._tick)
         self._notice()
+        now = self.clock()
+        if self.leader is not None:
+            self._led_at = now
+        elif not self.is_leaderless and now - self._led_at >= NO_LEADER_S:
+            self.is_leaderless = True
+            self.on_no_leader()
 
     def _notice(self) -> None:
         """Tell who waits for it of a change, if there is one."""
@@ -195,33 +200,15 @@ class Cluster:
             return
         before, self._seen = self._seen[0], seen
         leader = seen[0]
-        if leader is not None and leader != before:
-            self.leader_changes += 1
-            log.info(
-                "leader changed",
-                extra={"fields": {"leader": leader.name, "term": self.election.control.term}},
-            )
-        self._tell()
-        self._watch_for_none()
-
-    def _watch_for_none(self) -> None:
-        if self.leader is not None:
-            self._forget_none()
+        if leader is not None:
             self.is_leaderless = False
-        elif self._no_leader is None and not self.is_leaderless:
-            loop = asyncio.get_running_loop()
-            self._no_leader = loop.call_later(NO_LEADER_S, self._none_leads)
-
-    def _forget_none(self) -> None:
-        if self._no_leader is not None:
-            self._no_leader.cancel()
-            self._no_leader = None
-
-    def _none_leads(self) -> None:
-        self._no_leader = None
-        if self.leader is None:
-            self.is_leaderless = True
-            self.on_no_leader()
+            if leader != before:
+                self.leader_changes += 1
+                log.info(
+                    "leader changed",
+                    extra={"fields": {"leader": leader.name, "term": self.election.control.term}},
+                )
+        self._tell()
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()

@@ -108,18 +108,19 @@ class Elector:
 
     async def _look(self) -> None:
         """Take in what is new."""
-        election = self.election
         try:
-            async for entries in self._control.read(election.sequence):
-                for entry in entries:
-                    election.observe(entry.sequence, _parse(entry.payload), self._clock())
+            await self._read()
         except Trimmed:
             # The last entry tells everything.
-            election.sequence = await self._control.tail() - 1
-            async for entries in self._control.read(election.sequence):
-                for entry in entries:
-                    election.observe(entry.sequence, _parse(entry.payload), self._clock())
-        election.reached(self._clock())
+            self.election.sequence = await self._control.tail() - 1
+            await self._read()
+        self.election.reached(self._clock())
+
+    async def _read(self) -> None:
+        election = self.election
+        async for entries in self._control.read(election.sequence):
+            for entry in entries:
+                election.observe(entry.sequence, _parse(entry.payload), self._clock())
 
     async def _act(self) -> None:
         """Renew, step down, or claim. Raises Conflict when somebody else was quicker."""

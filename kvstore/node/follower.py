@@ -42,10 +42,9 @@ class Follower:
         self._task: asyncio.Task[None] | None = None
         self._applying: asyncio.Future[None] | None = None
 
-    def start(self, applied: int) -> None:
-        """Follow on from a sequence."""
+    def start(self) -> None:
+        """Follow on from what is applied."""
         assert self._task is None
-        self.applied = applied
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:

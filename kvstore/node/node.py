@@ -158,7 +158,7 @@ class Node:
             me = Member(self.member_id, self.options.name, self.options.client_urls)
             self.appender.among_others = True
             self.cluster = Cluster(self, control, me, self.options.timing, self._clock)
-            self.follower.start(recovery.tail)
+            self.follower.start()
             await self.cluster.open()
         self._compact_physically()
         self.is_open = True
@@ -264,11 +264,12 @@ class Node:
         self.proposer.refused(LeaderFailed())
         while not self.proposer.idle:
             await asyncio.sleep(0.005)
-        self.follower.start(self.appender.tail)
+        self.follower.applied = self.appender.tail
+        self.follower.start()
 
     async def follow(self) -> None:
         """Go on following when the lead could not be taken."""
-        self.follower.start(self.follower.applied)
+        self.follower.start()
 
     def leads(self) -> bool:
         """Whether linearizable requests may be served by this node, now (R6)."""
@@ -316,8 +317,6 @@ class Node:
         if self.state.term != self._term_seen:
             self._term_seen = self.state.term
             self.on_term()
-        if self.state.store.compacted_through < self.state.store.compact_revision:
-            self._compact_physically()
 
     # -- writes ----------------------------------------------------------------------------
 

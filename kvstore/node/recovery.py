@@ -52,15 +52,15 @@ class Recovery:
     async def run(self, opened: Opened) -> State:
         """The state as of the journal's tail. Raises Corrupt when it cannot be rebuilt."""
         started = time.monotonic()
-        for _ in range(OVERTAKEN_TRIES):
+        for tries_left in range(OVERTAKEN_TRIES, -1, -1):
             try:
                 state, replayed = await self._rebuild(opened)
                 break
             except (Trimmed, KeyError):
                 # The leader took a snapshot meanwhile, and let go of what this one relied on.
+                if not tries_left:
+                    raise
                 log.warning("the journal was trimmed while it was read; starting again")
-        else:
-            state, replayed = await self._rebuild(opened)
         log.info(
             "recovered",
             extra={

@@ -17,7 +17,7 @@ import pytest
 from kvstore.pb import rpc_pb2
 from tests import wire
 from tests.cluster.parts import JotdCluster, judged, status
-from tests.crash.lives import Lives, Verdict
+from tests.crash.lives import Lives, Verdict, require_sound
 from tests.peers import Process
 from tests.watch.checks import Session
 
@@ -132,8 +132,4 @@ def test_the_leader_alone_is_cut_off_from_the_journal(cuttable: JotdCluster, see
             await lives.stop()
         return await judged(cuttable, lives)
 
-    verdict = asyncio.run(run())
-    shown = "\n".join(verdict.faults[:10])
-    assert not verdict.faults, f"{len(verdict.faults)}; JOTD_TEST_SEED={seed} again\n{shown}"
-    print(verdict)
-    assert verdict.acked > 200
+    require_sound(asyncio.run(run()), seed, 200)

@@ -28,6 +28,7 @@ START_SECONDS_MAX = 60.0
 BEHIND_SECONDS_MAX = 20.0
 LONG_TTL_S = 10_000
 STATES_COMPARED = 5
+FAULTS_SHOWN_MAX = 10
 #: Watchers must not fall behind this far while the server is away.
 COMPACT_BEHIND = (500, 900)
 
@@ -52,6 +53,19 @@ class Verdict:
             f"{self.log.last} revisions, {self.acked} acknowledged, {self.unknown} unknown of "
             f"which {len(self.happened)} happened, {self.hashes} hashes, {self.watched} events"
         )
+
+
+def show(verdict: Verdict, seed: int) -> str:
+    """The first faults, and how to have them again."""
+    shown = "\n".join(verdict.faults[:FAULTS_SHOWN_MAX])
+    return f"{len(verdict.faults)} faults; JOTD_TEST_SEED={seed} runs this again\n{shown}"
+
+
+def require_sound(verdict: Verdict, seed: int, acked_min: int) -> None:
+    """Nothing is wrong, and enough was done to say so."""
+    assert not verdict.faults, show(verdict, seed)
+    print(verdict)
+    assert verdict.acked > acked_min
 
 
 class Follower:
