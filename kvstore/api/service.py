@@ -54,6 +54,7 @@ class EtcdService:
 
     def __init__(self, node: Node, options: ServiceOptions) -> None:
         self._node = node
+        self._proposer = node.proposer
         self._request_bytes_max = options.request_bytes_max
         self._txn_ops_max = options.txn_ops_max
         self.max_request_bytes = options.request_bytes_max + GRPC_OVERHEAD_BYTES
@@ -208,14 +209,14 @@ class EtcdService:
         put = read_put(raw)
         checks.check_put(put)
         checks.check_size(raw, self._request_bytes_max)
-        self._node.submit(PutOperation(call, self._headers, put))
+        self._proposer.submit(PutOperation(call, self._headers, put))
 
     def _delete_range(self, call: Call) -> None:
         raw = call.request
         delete = read_delete(raw)
         checks.check_delete(delete)
         checks.check_size(raw, self._request_bytes_max)
-        self._node.submit(DeleteOperation(call, self._headers, delete))
+        self._proposer.submit(DeleteOperation(call, self._headers, delete))
 
     def _txn(self, call: Call) -> None:
         raw = call.request
@@ -227,7 +228,7 @@ class EtcdService:
             self._run(call, self._pinned(max(self._store.compact_revision, 0), job))
             return
         checks.check_size(raw, self._request_bytes_max)
-        self._node.submit(TxnOperation(call, self._headers, plan))
+        self._proposer.submit(TxnOperation(call, self._headers, plan))
 
     def _compact(self, call: Call) -> None:
         request = pb.CompactionRequest.FromString(call.request)
@@ -239,7 +240,7 @@ class EtcdService:
             else:
                 finish(response, error)
 
-        self._node.submit(
+        self._proposer.submit(
             commands.Compaction(self._state, request.revision, self._headers.at, done)
         )
 
@@ -252,13 +253,13 @@ class EtcdService:
             lease_id = secrets.randbits(63)
         ttl_s = effective_ttl_s(request.TTL)
         respond = leases.granted(self._headers, lease_id, ttl_s)
-        self._node.submit(
+        self._proposer.submit(
             commands.LeaseGrant(self._state, lease_id, request.TTL, respond, _finisher(call))
         )
 
     def _lease_revoke(self, call: Call) -> None:
         request = pb.LeaseRevokeRequest.FromString(call.request)
-        self._node.submit(
+        self._proposer.submit(
             commands.LeaseRevoke(self._state, request.ID, self._headers.at, _finisher(call))
         )
 
@@ -322,7 +323,7 @@ class EtcdService:
         if kind == pb.NONE or (not active and alarm not in state.alarms):
             call.finish(maintenance.alarms(self._headers, self._store.revision, []))
             return
-        self._node.submit(
+        self._proposer.submit(
             commands.AlarmChange(
                 state,
                 *alarm,

@@ -46,13 +46,18 @@ class KeyIndex:
         node = self._by_key.get(key)
         return node.head if node is not None else None
 
-    def link(self, version: Version) -> Version | None:
+    def node(self, key: bytes) -> Node | None:
+        """The node of a key; None if there is none. O(1)."""
+        return self._by_key.get(key)
+
+    def link(self, version: Version, node: Node | None = None) -> Version | None:
         """Make `version` the newest of its key. Returns the one before, a deletion included.
 
-        O(log n) for new or deleted keys, else O(1).
+        `node` is the key's, for who knows it. O(log n) for new or deleted keys, else O(1).
         """
         key = version.key
-        node = self._by_key.get(key)
+        if node is None:
+            node = self._by_key.get(key)
         if node is None:
             node = Node(key, version)
             self._by_key[key] = node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvstore.mvcc.history import History
-from kvstore.mvcc.index import KeyIndex
+from kvstore.mvcc.index import KeyIndex, Node
 from kvstore.mvcc.version import Version
 
 VERSION_OVERHEAD_BYTES = 256
@@ -39,10 +39,13 @@ class Shard:
         self.puts = 0
         self.deletes = 0
 
-    def link(self, version: Version) -> Version | None:
-        """Apply one version. Returns the live version it replaced, if any."""
+    def link(self, version: Version, node: Node | None = None) -> Version | None:
+        """Apply one version, of the key with that node if it is known.
+
+        Returns the live version it replaced, if any.
+        """
         size = len(version.framed)
-        replaced = self.index.link(version)
+        replaced = self.index.link(version, node)
         self.history.append(version)
         self.kept_bytes += size
         if replaced is not None and replaced.number:

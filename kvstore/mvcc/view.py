@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from heapq import merge
 
 from kvstore.mvcc.buckets import BucketedDict
+from kvstore.mvcc.index import Node
 from kvstore.mvcc.shard import Shard
 from kvstore.mvcc.store import SLICE, Sink, Steps, Store
 from kvstore.mvcc.version import Version, delete_version, put_version
@@ -18,7 +19,9 @@ from kvstore.mvcc.version import Version, delete_version, put_version
 Overlay = Mapping[bytes, Version]
 
 
-Effect = tuple[Shard, Version]
+Effect = tuple[Shard, Version, Node | None]
+"""Where, what, and the key's node if it was seen there: then it is there when this is linked. For
+the key lives, and nobody deletes it in between without having been seen in the overlay."""
 
 
 class WriteView:
@@ -31,14 +34,16 @@ class WriteView:
     __slots__ = (
         "_key",
         "_newest",
+        "_node",
         "_own",
-        "_sealed",
         "_shard",
         "effects",
+        "nbytes",
         "now",
         "one_pass",
         "overlay",
         "revision",
+        "sealed",
         "store",
     )
 
@@ -52,14 +57,31 @@ class WriteView:
         self.one_pass = one_pass
         """The request names each key once and reads nothing back: its effects need no map."""
         self.effects: list[Effect] = []
-        """The newest effects; `effect_parts` has all of them."""
-        self._sealed: list[list[Effect]] = []
+        """The newest effects, behind those in `sealed`."""
+        self.nbytes = 0
+        """Of all effects, as they are journaled."""
+        self.sealed: list[list[Effect]] = []
+        """Full parts of effects, before `effects`."""
         self._own: BucketedDict[bytes, Version] | None = None
-        # The key looked up last, its shard, and its newest version: most requests name one key,
-        # and name it several times.
+        # The key looked up last, its shard, its newest version and its node: most requests name
+        # one key, and name it several times.
         self._key = b""
         self._shard: Shard = store.shards[0]
         self._newest: Version | None = None
+        self._node: Node | None = None
+
+    def begin(self, revision: int, now: float) -> None:
+        """Serve another request, on the same store and overlay, that drains nothing."""
+        self.revision = revision
+        self.now = now
+        if self.effects:
+            self.effects = []
+            self.nbytes = 0
+            self._own = None
+            if self.sealed:
+                self.sealed = []
+        self._key = b""
+        self._newest = self._node = None
 
     @property
     def read_revision(self) -> int:
@@ -69,7 +91,7 @@ class WriteView:
     @property
     def effect_parts(self) -> list[list[Effect]]:
         """All effects, in order, in parts of at most SLICE (R11)."""
-        return [*self._sealed, self.effects]
+        return [*self.sealed, self.effects]
 
     # -- single keys -----------------------------------------------------------------------
 
@@ -83,13 +105,21 @@ class WriteView:
         store = self.store
         shard = store.shards[store.table.shard_of(key)]
         version: Version | None = None
+        node: Node | None = None
         if self.effects and not self.one_pass:
             version = self._own_newest(key)
         if version is None:
             version = self.overlay.get(key)
         if version is None:
-            version = shard.index.get(key)
-        self._key, self._shard, self._newest = key, shard, version
+            node = shard.index.node(key)
+            if node is not None:
+                version = node.head
+                if not version.number:
+                    node = None
+        self._key = key
+        self._shard = shard
+        self._newest = version
+        self._node = node
 
     def live(self, key: bytes) -> Version | None:
         """The newest version of a key, None if it is deleted or never was."""
@@ -100,7 +130,8 @@ class WriteView:
         """Put a key."""
         previous = self.newest(key)
         sub = self._next_sub()
-        self._record(self._shard, put_version(key, value, lease, self.revision, sub, previous))
+        version = put_version(key, value, lease, self.revision, sub, previous)
+        self._record(self._shard, version, self._node)
 
     def delete(self, key: bytes) -> Version | None:
         """Delete a key. Returns what was deleted, None if there was nothing."""
@@ -108,28 +139,30 @@ class WriteView:
         if previous is None or not previous.number:
             return None
         version = delete_version(key, self.revision, self._next_sub(), previous)
-        self._record(self._shard, version)
+        self._record(self._shard, version, self._node)
         return previous
 
     def _next_sub(self) -> int:
-        return len(self._sealed) * SLICE + len(self.effects)
+        return len(self.sealed) * SLICE + len(self.effects)
 
-    def _record(self, shard: Shard, version: Version) -> None:
+    def _record(self, shard: Shard, version: Version, node: Node | None) -> None:
         """Note an effect. The first needs no map: most requests write one key."""
         effects = self.effects
         if len(effects) == SLICE:
-            self._sealed.append(effects)
+            self.sealed.append(effects)
             effects = self.effects = []
-        effects.append((shard, version))
+        effects.append((shard, version, node))
+        self.nbytes += len(version.framed)
         if version.key == self._key:
             self._newest = version
+            self._node = None
         if self.one_pass:
             return
         if self._own is not None:
             self._own[version.key] = version
         elif len(effects) > 1:
             self._own = BucketedDict(bits=6)
-            for _, earlier in effects:
+            for _, earlier, _ in effects:
                 self._own[earlier.key] = earlier
 
     def _own_newest(self, key: bytes) -> Version | None:
@@ -197,7 +230,7 @@ class WriteView:
         def delete(found: list[Version]) -> None:
             for previous in found:
                 version = delete_version(previous.key, self.revision, self._next_sub(), previous)
-                self._record(self.store.shard_of(previous.key), version)
+                self._record(self.store.shard_of(previous.key), version, None)
             if sink is not None:
                 sink(found)
 
@@ -214,7 +247,7 @@ class WriteView:
         """The newest own version of each key in [low, high), deletions included, by key."""
         newest: list[Version] = []
         for part in self.effect_parts:
-            for _, version in part:
+            for _, version, _ in part:
                 inside = low <= version.key and (high is None or version.key < high)
                 if inside and self._own_newest(version.key) is version:
                     newest.append(version)

@@ -54,16 +54,40 @@ def encode_key_value(
     A deletion has version and create_revision 0 (etcd's tombstone: key and mod_revision only).
     """
     mod = varint(mod_revision)
-    head = b"\x0a" + varint(len(key)) + key
-    if version:
-        create = mod if create_revision == mod_revision else varint(create_revision)
-        head = b"".join((head, b"\x10", create, b"\x18", mod, b"\x20", varint(version)))
-    else:
-        head = head + b"\x18" + mod
+    named = varint(len(key))
+    size = len(named) + len(key) + len(mod)
+    if not version:
+        return b"".join((b"\x12", varint(size + 2), b"\x0a", named, key, b"\x18", mod))
+    create = mod if create_revision == mod_revision else varint(create_revision)
+    number = varint(version)
+    size += len(create) + len(number)
+    measured = b""
     if value:
-        head = head + b"\x2a" + varint(len(value))
-    tail = b"\x30" + varint(lease) if lease else b""
-    return b"".join((b"\x12", varint(len(head) + len(value) + len(tail)), head, value, tail))
+        measured = varint(len(value))
+        size += 1 + len(measured) + len(value)
+    tail = b""
+    if lease:
+        tail = b"\x30" + varint(lease)
+        size += len(tail)
+    return b"".join(
+        (
+            b"\x12",
+            varint(size + 4),
+            b"\x0a",
+            named,
+            key,
+            b"\x10",
+            create,
+            b"\x18",
+            mod,
+            b"\x20",
+            number,
+            b"\x2a" if value else b"",
+            measured,
+            value,
+            tail,
+        )
+    )
 
 
 def payload_start(framed: bytes) -> int:

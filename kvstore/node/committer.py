@@ -52,11 +52,11 @@ class Committer:
         state, proposer = self._state, self._proposer
         linked: list[Version] = []
         for item in items:
-            shard, version = item
+            shard, version, node = item
             if shard is None:
                 self._change(change_of(item))
             else:
-                state.link(shard, version)
+                state.link(shard, version, node)
                 linked.append(version)
                 proposer.settled(version)
         self._hub.note(linked)

@@ -27,7 +27,6 @@ from kvstore.node.committer import Committer
 from kvstore.node.errors import LeaderChanged, LeaderFailed, Stopped
 from kvstore.node.follower import Follower
 from kvstore.node.gathering import Gathering
-from kvstore.node.operation import Operation
 from kvstore.node.proposer import Proposer
 from kvstore.node.recovery import Recovery
 from kvstore.node.slicer import Slicer
@@ -320,10 +319,6 @@ class Node:
 
     # -- writes ----------------------------------------------------------------------------
 
-    def submit(self, operation: Operation) -> None:
-        """Take a write request in; it is answered now or later, once."""
-        self.proposer.submit(operation)
-
     def _appended(self, seconds: float, nbytes: int, entries: int) -> None:
         self._journaled_bytes += nbytes
         if seconds > SLOW_APPEND_S:
@@ -356,7 +351,7 @@ class Node:
             self._alarm_pending = False
 
         state = self.state
-        self.submit(AlarmChange(state, self.member_id, pb.NOSPACE, True, nothing, done))
+        self.proposer.submit(AlarmChange(state, self.member_id, pb.NOSPACE, True, nothing, done))
 
     # -- time ------------------------------------------------------------------------------
 
@@ -376,10 +371,10 @@ class Node:
             self._next_expiry = now + EXPIRY_PERIOD_S
             for lease_id in self.state.lessor.due(now, REVOKES_PER_PERIOD):
                 self.leases_expired += 1
-                self.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
+                self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
         target = self._auto_compaction.due(now, self.state.store.revision)
         if target is not None and target > self.state.store.compact_revision:
-            self.submit(Compaction(self.state, target, nothing, nobody))
+            self.proposer.submit(Compaction(self.state, target, nothing, nobody))
         if self._snapshot_is_due():
             self.start_snapshot()
 

@@ -27,6 +27,13 @@ class Draft:
         self._lessor = lessor
         self._granted = granted
 
+    def begin(self, revision: int, now: float) -> None:
+        """Evaluate another operation: nothing of the one before is left."""
+        self.view.begin(revision, now)
+        if self.changes:
+            self.changes = []
+        self.stand_in = None
+
     def has_lease(self, lease_id: int) -> bool:
         """Whether a lease exists, grants in flight included."""
         return lease_id in self._lessor or lease_id in self._granted
@@ -49,6 +56,9 @@ class Operation:
     urgent = False
     cost_bytes = 0
     submitted_at = 0.0
+    response = b""
+    """What it is answered when its batch is committed, unless there is an `error`."""
+    error: Exception | None = None
 
     @property
     def cancelled(self) -> bool:

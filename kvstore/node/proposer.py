@@ -14,6 +14,7 @@ from typing import Any
 
 from journal.contract import Journal, JournalError
 from kvstore.mvcc.errors import StoreError
+from kvstore.mvcc.index import Node
 from kvstore.mvcc.shard import Shard
 from kvstore.mvcc.store import Steps
 from kvstore.mvcc.version import Version
@@ -47,10 +48,13 @@ ROOM_BYTES = 4 << 20
 ANSWERS = 500
 """Answers that are given in one step (I9)."""
 
-Item = tuple[Shard | None, Any]
-"""(shard, Version), or (None, Record) for a change without one."""
+RESERVED_BYTES = 64 << 10
+"""Journal space that is asked for at once, for the writes to come. Near the end of a disk's space
+each asks for its own."""
 
-Reply = tuple[Operation, bytes | Exception]
+Item = tuple[Shard | None, Any, Node | None]
+"""(shard, Version, its key's node if that is known), or (None, Record, None) for a change without
+a version."""
 
 
 class Batch:
@@ -76,7 +80,7 @@ class Batch:
         self.items: list[Item] = []
         self.parts: list[bytes] = []
         self.nbytes = 0
-        self.replies: deque[Reply] = deque()
+        self.replies: list[Operation] = []
         self.reply_bytes = 0
         self.revision = 0
         self.releases = False
@@ -112,7 +116,11 @@ class Proposer:
         self._bytes = 0
         self._reply_bytes = 0
         self._queued_bytes = 0
+        self._reserved = 0
+        """What is left of the journal's space that was asked for ahead, for the open batch."""
         self._state_bytes = state.size_bytes
+        # For all that do not drain: they are evaluated one by one, in one step each.
+        self._draft = self._new_draft()
         self.quota_bytes = 0
         self.disk_is_full = False
         self.on_no_space: Callable[[], None] = lambda: None
@@ -177,15 +185,17 @@ class Proposer:
         if refusal is not None:
             self._answer_behind(operation, refusal)
             return
-        state = self._state
-        base = self._open.revision or (self._flying[-1].revision if self._flying else 0)
-        revision = (base or state.store.revision) + 1
-        now = self._now() if operation.drains else operation.submitted_at
-        view = WriteView(state.store, self._overlay, revision, now)
-        draft = Draft(view, state.lessor, self._granted)
+        batch = self._open
+        base = batch.revision or (self._flying[-1].revision if self._flying else 0)
+        revision = (base or self._state.store.revision) + 1
         if operation.drains:
+            draft = self._new_draft()
+            draft.begin(revision, self._now())
             self._drain(operation, draft)
             return
+        draft = self._draft
+        view = draft.view
+        draft.begin(revision, operation.submitted_at)
         try:
             response = operation.evaluate(draft)
         except (StoreError, NodeError) as error:
@@ -203,7 +213,7 @@ class Proposer:
         nbytes = 0
         for part in parts:
             nbytes += len(part)
-        if self._open.parts and self._open.nbytes + nbytes > self._batch_bytes_max:
+        if batch.parts and batch.nbytes + nbytes > self._batch_bytes_max:
             # Evaluated anew when the open batch has gone.
             self._full = True
             self._queued_bytes += operation.nbytes
@@ -211,9 +221,17 @@ class Proposer:
             return
         if self._accept(operation, draft, parts, nbytes, response):
             overlay = self._overlay
-            for effects in view.effect_parts:
-                for _, version in effects:
-                    overlay[version.key] = version
+            if view.sealed:
+                for effects in view.sealed:
+                    for _, version, _ in effects:
+                        overlay[version.key] = version
+            for _, version, _ in view.effects:
+                overlay[version.key] = version
+
+    def _new_draft(self) -> Draft:
+        state = self._state
+        view = WriteView(state.store, self._overlay, state.store.revision + 1, 0.0)
+        return Draft(view, state.lessor, self._granted)
 
     def _refusal(self, operation: Operation) -> NodeError | None:
         if operation.cost_bytes:
@@ -241,7 +259,7 @@ class Proposer:
             return response, _parts(draft)
         joined: list[bytes] = []
         for part in effects:
-            joined.append(b"".join([version.framed for _, version in part]))
+            joined.append(b"".join([version.framed for _, version, _ in part]))
             yield
         head = records.transaction_head(draft.view.revision, sum(map(len, joined)))
         return response, [*map(records.record_part, draft.changes), head, *joined]
@@ -262,7 +280,7 @@ class Proposer:
             assert isinstance(error, Exception)
             if not isinstance(error, StoreError | NodeError):
                 log.error("a request could not be evaluated", exc_info=error)
-            answer(operation, error)
+            fail(operation, error)
         else:
             response, parts = result
             if not draft.view.effects and not draft.changes and draft.stand_in is None:
@@ -297,26 +315,30 @@ class Proposer:
         if not batch.parts:
             batch.revision = draft.view.revision - 1
         for change in draft.changes:
-            batch.items.append((None, change))
+            batch.items.append((None, change, None))
             if change.HasField("lease_grant"):
                 self._granted.add(change.lease_grant.id)
         effects = draft.view.effects
         if effects:
-            sealed = draft.view.effect_parts[:-1]
-            if batch.items:
-                # A transaction of very many single keys need not be alone in its batch.
-                for part in sealed:
-                    batch.items.extend(part)
-            else:
-                batch.bulk = sealed
-            batch.items.extend(effects)
+            sealed = draft.view.sealed
+            if sealed:
+                if batch.items:
+                    # A transaction of very many single keys need not be alone in its batch.
+                    for part in sealed:
+                        batch.items.extend(part)
+                else:
+                    batch.bulk = sealed
+            for effect in effects:
+                batch.items.append(effect)
             batch.revision = draft.view.revision
         if draft.stand_in is not None:
-            batch.items.append((None, draft.stand_in))
-        batch.parts.extend(parts)
+            batch.items.append((None, draft.stand_in, None))
+        for framed in parts:
+            batch.parts.append(framed)
         batch.nbytes += nbytes
         self._bytes += nbytes
-        self._reply_with(batch, operation, response)
+        operation.response = response
+        self._reply_with(batch, operation)
         return True
 
     def _journal_failed(self, failure: JournalError) -> None:
@@ -325,13 +347,19 @@ class Proposer:
         self.on_failure(failure)
 
     def _has_room(self, operation: Operation, draft: Draft, nbytes: int) -> bool:
-        for shard, version in draft.view.effects:
+        for shard, version, _ in draft.view.effects:
             if (
                 shard.budget_bytes
                 and version.number
                 and shard.size_bytes + version.size > shard.budget_bytes
             ):
                 return False
+        if nbytes <= self._reserved:
+            self._reserved -= nbytes
+            return True
+        if nbytes < RESERVED_BYTES and self._journal.reserve(RESERVED_BYTES):
+            self._reserved += RESERVED_BYTES - nbytes
+            return True
         if self._journal.reserve(nbytes, urgent=operation.urgent):
             return True
         self.disk_is_full = True
@@ -347,19 +375,24 @@ class Proposer:
 
     def _answer_behind(self, operation: Operation, outcome: bytes | Exception) -> None:
         """Answer when everything that the operation saw is committed (R3)."""
-        if self._open.items:
-            self._reply_with(self._open, operation, outcome)
-        elif self._flying:
-            self._reply_with(self._flying[-1], operation, outcome)
+        if isinstance(outcome, bytes):
+            operation.response = outcome
         else:
-            answer(operation, outcome)
+            operation.error = outcome
+        if self._open.items:
+            self._reply_with(self._open, operation)
+        elif self._flying:
+            self._reply_with(self._flying[-1], operation)
+        else:
+            answer(operation)
 
-    def _reply_with(self, batch: Batch, operation: Operation, outcome: bytes | Exception) -> None:
-        weight = _weight(operation, outcome)
+    def _reply_with(self, batch: Batch, operation: Operation) -> None:
+        weight = _weight(operation)
         batch.reply_bytes += weight
         self._reply_bytes += weight
-        batch.replies.append((operation, outcome))
-        if len(batch.replies) == self.wake_at:
+        replies = batch.replies
+        replies.append(operation)
+        if len(replies) == self.wake_at:
             self._wake()
 
     # -- to the journal and back -----------------------------------------------------------
@@ -380,6 +413,8 @@ class Proposer:
             return None
         self._flying.append(batch)
         self._open = Batch()
+        # The append that follows takes it.
+        self._reserved = 0
         if self._full:
             self._full = False
             self._go_on()
@@ -404,9 +439,10 @@ class Proposer:
         if batch.releases:
             self._held = False
         replies = batch.replies
+        replies.reverse()
         while True:
             for _ in range(min(len(replies), ANSWERS)):
-                answer(*replies.popleft())
+                answer(replies.pop())
             if not replies:
                 break
             yield
@@ -426,8 +462,8 @@ class Proposer:
             self._held = False
         for batch in batches:
             self.failed += len(batch.replies)
-            for operation, _ in batch.replies:
-                answer(operation, error)
+            for operation in batch.replies:
+                fail(operation, error)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -464,26 +500,26 @@ class Proposer:
         """Answer what has taken too long. What is in flight stays in flight (R12)."""
         self._state_bytes = self._state.size_bytes
         while self._queue and now - self._queue[0].submitted_at > REQUEST_TIMEOUT_S:
-            answer(self._next(), RequestTimeout())
+            fail(self._next(), RequestTimeout())
         for batch in (*self._flying, self._open):
-            if batch.replies and now - batch.replies[0][0].submitted_at > REQUEST_TIMEOUT_S:
+            if batch.replies and now - batch.replies[0].submitted_at > REQUEST_TIMEOUT_S:
                 self._expire_replies(batch, now)
         self._go_on()
 
     def _expire_replies(self, batch: Batch, now: float) -> None:
-        kept: deque[Reply] = deque()
+        kept: list[Operation] = []
         late: list[Operation] = []
-        for reply in batch.replies:
-            if now - reply[0].submitted_at > REQUEST_TIMEOUT_S:
-                late.append(reply[0])
-                weight = _weight(*reply)
+        for operation in batch.replies:
+            if now - operation.submitted_at > REQUEST_TIMEOUT_S:
+                late.append(operation)
+                weight = _weight(operation)
                 batch.reply_bytes -= weight
                 self._reply_bytes -= weight
             else:
-                kept.append(reply)
+                kept.append(operation)
         batch.replies = kept
         for operation in late:
-            answer(operation, RequestTimeout())
+            fail(operation, RequestTimeout())
 
     def stop(self, why: NodeError) -> None:
         """Take nothing more in; operations that only wait are answered with `why`."""
@@ -491,7 +527,7 @@ class Proposer:
         queue, self._queue = self._queue, deque()
         self._queued_bytes = 0
         for operation in queue:
-            answer(operation, why)
+            fail(operation, why)
 
     def resume(self) -> None:
         """Take operations in (again): this node leads. Nothing is under way from before."""
@@ -502,33 +538,42 @@ class Proposer:
 
 def _parts(draft: Draft) -> list[bytes]:
     """A draft's records as parts to join: the stored bytes of its versions, reused."""
-    parts = [records.record_part(change) for change in draft.changes]
+    parts: list[bytes] = []
+    for change in draft.changes:
+        parts.append(records.record_part(change))
     view = draft.view
     if draft.stand_in is not None:
         parts.append(records.record_part(draft.stand_in))
     elif view.effects:
-        at = len(parts)
-        size = 0
-        for effects in view.effect_parts:
-            for _, version in effects:
+        parts.append(records.transaction_head(view.revision, view.nbytes))
+        for effects in view.sealed:
+            for _, version, _ in effects:
                 parts.append(version.framed)
-                size += len(version.framed)
-        parts.insert(at, records.transaction_head(view.revision, size))
+        for _, version, _ in view.effects:
+            parts.append(version.framed)
     return parts
 
 
-def _weight(operation: Operation, outcome: bytes | Exception) -> int:
+def _weight(operation: Operation) -> int:
     """What a waiting answer holds in memory besides records: itself, or the refused request."""
-    return len(outcome) if isinstance(outcome, bytes) else operation.nbytes
+    return len(operation.response) if operation.error is None else operation.nbytes
 
 
-def answer(operation: Operation, outcome: bytes | Exception) -> None:
+def answer(operation: Operation) -> None:
     """Tell an operation how it ended. One that cannot be told keeps nobody else waiting."""
+    if operation.error is not None:
+        fail(operation, operation.error)
+        return
     try:
-        if isinstance(outcome, Exception):
-            operation.fail(outcome)
-        else:
-            operation.succeed(outcome)
+        operation.succeed(operation.response)
+    except Exception:
+        log.exception("an answer could not be given")
+
+
+def fail(operation: Operation, error: Exception) -> None:
+    """Tell an operation that it failed, as `answer` does."""
+    try:
+        operation.fail(error)
     except Exception:
         log.exception("an answer could not be given")
 

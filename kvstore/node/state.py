@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 
 from kvstore.lease.lessor import Lessor
+from kvstore.mvcc.index import Node
 from kvstore.mvcc.shard import Shard
 from kvstore.mvcc.store import SLICE, Steps, Store
 from kvstore.mvcc.version import Version, version_from_wire
@@ -40,9 +41,9 @@ class State:
         """What counts against the quota: all kept versions, and the leases."""
         return self.store.size_bytes + LEASE_OVERHEAD_BYTES * len(self.lessor)
 
-    def link(self, shard: Shard, version: Version) -> None:
+    def link(self, shard: Shard, version: Version, node: Node | None = None) -> None:
         """Apply one version: index, history, and the key's place among the leases."""
-        replaced = shard.link(version)
+        replaced = shard.link(version, node)
         lease = version.lease
         if replaced is not None:
             if replaced.lease != lease:
@@ -110,9 +111,9 @@ class State:
 
     def _link_all(self, view: WriteView, note: Callable[[Sequence[Version]], None]) -> Steps[None]:
         for part in view.effect_parts:
-            for shard, version in part:
-                self.link(shard, version)
-            note([version for _, version in part])
+            for shard, version, node in part:
+                self.link(shard, version, node)
+            note([version for _, version, _ in part])
             yield
 
 

@@ -20,7 +20,6 @@ from kvstore.node import records
 from kvstore.node.committer import Committer
 from kvstore.node.errors import NoSpace
 from kvstore.node.node import NodeOptions
-from kvstore.node.operation import Operation
 from kvstore.node.proposer import Batch, Proposer
 from kvstore.node.recovery import Recovery
 from kvstore.node.snapshotter import Snapshotter
@@ -169,9 +168,6 @@ class Stepper:
 
     def now(self) -> float:
         return 1.0
-
-    def submit(self, operation: Operation) -> None:
-        self.proposer.submit(operation)
 
     @property
     def at_boundary(self) -> bool:

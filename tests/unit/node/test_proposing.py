@@ -484,7 +484,7 @@ def test_a_request_that_breaks_breaks_nothing_else(drains: bool, answers: bool) 
             await held(w)
             blocker = w.delete(b"x/", b"x0")
             broken = _Broken(drains=drains, answers=answers)
-            w.node.submit(broken)
+            w.node.proposer.submit(broken)
             after = w.put(b"after")
             w.journal.release()
             await blocker
