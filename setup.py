@@ -35,6 +35,7 @@ COMPILED = (
     "kvstore/mvcc/history.py",
     "kvstore/mvcc/index.py",
     "kvstore/mvcc/pins.py",
+    "kvstore/mvcc/reader.py",
     "kvstore/mvcc/shard.py",
     "kvstore/mvcc/store.py",
     "kvstore/mvcc/version.py",

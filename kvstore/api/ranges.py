@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from kvstore.api import checks
 from kvstore.api.requests import Range
+from kvstore.mvcc.reader import Reader
 from kvstore.mvcc.store import SLICE, Sink, Steps, Store
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import encode_key_value, varint
@@ -53,49 +54,35 @@ class Spill(Protocol):
         """Take the next parts; the list stays the caller's."""
 
 
-class Reader(Protocol):
-    """State that ranges are read from: a store at a revision, or a transaction's view."""
-
-    @property
-    def read_revision(self) -> int:
-        """The revision of the state that is read."""
-
-    def live(self, key: bytes) -> Version | None:
-        """The live version of a key."""
-
-    def range_steps(
-        self, low: bytes, high: bytes | None, revision: int, limit: int, sink: Sink
-    ) -> Steps[int]:
-        """Live versions in key order, in parts; `revision` 0: of the state itself."""
-
-    def count_steps(self, low: bytes, high: bytes | None, revision: int) -> Steps[int]:
-        """Number of live keys."""
-
-
-class StoreReader:
+class StoreReader(Reader):
     """The committed state as of one moment."""
 
-    __slots__ = ("_now", "_store", "read_revision")
+    __slots__ = ("_now", "_revision", "_store")
 
     def __init__(self, store: Store, now: float) -> None:
         self._store = store
         self._now = now
-        self.read_revision = store.revision
+        self._revision = store.revision
+
+    @property
+    def read_revision(self) -> int:
+        """See Reader."""
+        return self._revision
 
     def live(self, key: bytes) -> Version | None:
         """The live version of a key."""
-        return self._store.get(key, self.read_revision)
+        return self._store.get(key, self._revision)
 
     def range_steps(
         self, low: bytes, high: bytes | None, revision: int, limit: int, sink: Sink
     ) -> Steps[int]:
         """See Reader."""
-        at = revision if revision > 0 else self.read_revision
+        at = revision if revision > 0 else self._revision
         return self._store.range_steps(low, high, at, limit, self._now, sink)
 
     def count_steps(self, low: bytes, high: bytes | None, revision: int) -> Steps[int]:
         """See Reader."""
-        at = revision if revision > 0 else self.read_revision
+        at = revision if revision > 0 else self._revision
         return self._store.count_steps(low, high, at, self._now)
 
 

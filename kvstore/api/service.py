@@ -19,7 +19,7 @@ from kvstore.api.headers import Headers
 from kvstore.api.range_stream import RangeStream
 from kvstore.api.ranges import StoreReader, is_plain_get, range_steps
 from kvstore.api.requests import read_delete, read_put, read_range, read_txn
-from kvstore.api.txn import Planner, ReadContext, TxnOperation, txn_steps
+from kvstore.api.txn import Planner, TxnOperation, read_context, txn_steps
 from kvstore.api.watch import WatchStream
 from kvstore.api.writes import DeleteOperation, PutOperation
 from kvstore.lease.lessor import effective_ttl_s
@@ -223,7 +223,7 @@ class EtcdService:
         plan = Planner(self._txn_ops_max).plan(read_txn(raw))
         self.txns += 1
         if plan.read_only:
-            context = ReadContext(self._store, self._node.now())
+            context = read_context(self._store, self._node.now())
             job = txn_steps(context, plan, self._headers)
             self._run(call, self._pinned(max(self._store.compact_revision, 0), job))
             return

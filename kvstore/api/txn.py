@@ -7,11 +7,11 @@ and cost.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers, inner
-from kvstore.api.ranges import Reader, StoreReader, bounds, get, range_steps
+from kvstore.api.ranges import StoreReader, bounds, get, range_steps
 from kvstore.api.requests import Compare, Op, Txn
 from kvstore.api.writes import (
     CallOperation,
@@ -22,6 +22,7 @@ from kvstore.api.writes import (
     put_cost_bytes,
 )
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound
+from kvstore.mvcc.reader import Reader
 from kvstore.mvcc.store import Steps, Store
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
@@ -168,7 +169,7 @@ class TxnOperation(CallOperation):
 
     def evaluate(self, draft: Draft) -> bytes:
         """A transaction of single keys: the same as below, and never has to wait."""
-        context = _WriteContext(draft)
+        context = _write_context(draft)
         plan = self.plan
         taken: list[bool] = []
         _compare_points(context.reader, plan.txn, taken)
@@ -179,53 +180,39 @@ class TxnOperation(CallOperation):
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """Any transaction: compares, then checks, then operations (R4)."""
-        return txn_steps(_WriteContext(draft), self.plan, self.headers)
+        return txn_steps(_write_context(draft), self.plan, self.headers)
 
 
-class Context(Protocol):
-    """What a transaction is evaluated on."""
+class Context:
+    """What a transaction is evaluated on.
 
-    @property
-    def reader(self) -> Reader:
-        """The state, the transaction's own effects included."""
+    `reader` is the state, the transaction's own effects included; `draft` takes those, and is None
+    for a transaction that only reads: committed state as of one moment.
+    """
 
-    @property
-    def revision_before(self) -> int:
-        """The revision before the transaction."""
+    __slots__ = ("_draft", "compact_revision", "reader", "revision_before")
 
-    @property
-    def compact_revision(self) -> int:
-        """The compacted revision."""
-
-    @property
-    def draft(self) -> Draft:
-        """Where effects go; only asked for by transactions that write."""
-
-
-class _WriteContext:
-    __slots__ = ("compact_revision", "draft", "reader", "revision_before")
-
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
-        self.reader: Reader = draft.view
-        self.revision_before = draft.view.revision - 1
-        self.compact_revision = draft.view.store.compact_revision
-
-
-class ReadContext:
-    """A read-only transaction: committed state as of one moment."""
-
-    __slots__ = ("compact_revision", "reader", "revision_before")
-
-    def __init__(self, store: Store, now: float) -> None:
-        self.reader: Reader = StoreReader(store, now)
-        self.revision_before = store.revision
+    def __init__(self, store: Store, reader: Reader, revision: int, draft: Draft | None) -> None:
+        self.reader = reader
+        self.revision_before = revision
         self.compact_revision = store.compact_revision
+        self._draft = draft
 
     @property
     def draft(self) -> Draft:
-        """Never asked for."""
-        raise AssertionError("a read-only transaction writes nothing")
+        """Where effects go."""
+        assert self._draft is not None
+        return self._draft
+
+
+def read_context(store: Store, now: float) -> Context:
+    """For a transaction that only reads."""
+    return Context(store, StoreReader(store, now), store.revision, None)
+
+
+def _write_context(draft: Draft) -> Context:
+    view = draft.view
+    return Context(view.store, view, view.revision - 1, draft)
 
 
 def txn_steps(context: Context, plan: Plan, headers: Headers) -> Steps[bytes]:

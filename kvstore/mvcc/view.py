@@ -12,6 +12,7 @@ from heapq import merge
 
 from kvstore.mvcc.buckets import BucketedDict
 from kvstore.mvcc.index import Node
+from kvstore.mvcc.reader import Reader
 from kvstore.mvcc.shard import Shard
 from kvstore.mvcc.store import SLICE, Sink, Steps, Store
 from kvstore.mvcc.version import Version, delete_version, put_version
@@ -24,7 +25,7 @@ Effect = tuple[Shard, Version, Node | None]
 the key lives, and nobody deletes it in between without having been seen in the overlay."""
 
 
-class WriteView:
+class WriteView(Reader):
     """The state that one write request works on.
 
     `revision` is the one that its effects will carry; `revision - 1` is the state before
