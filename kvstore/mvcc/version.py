@@ -59,24 +59,27 @@ def put_version(
     key: bytes, value: bytes, lease: int, mod: int, sub: int, previous: Version | None
 ) -> Version:
     """The version that a put makes; `previous` is what the put finds, deletions included."""
-    if previous is not None and previous.number:
-        create, number = previous.create, previous.number + 1
-    else:
-        create, number = mod, 1
+    create, number = mod, 1
+    if previous is not None:
+        # All versions of a key share the object.
+        key = previous.key
+        if previous.number:
+            create, number = previous.create, previous.number + 1
     framed = encode_key_value(key, create, mod, number, value, lease)
     return Version(key, create, mod, sub, number, lease, framed, previous)
 
 
-def delete_version(key: bytes, mod: int, sub: int, previous: Version) -> Version:
+def delete_version(mod: int, sub: int, previous: Version) -> Version:
     """The version that a deletion makes of a live key."""
+    key = previous.key
     framed = encode_key_value(key, 0, mod, 0, b"", 0)
     return Version(key, 0, mod, sub, 0, 0, framed, previous)
 
 
-def version_from_wire(framed: bytes, sub: int, previous: Version | None) -> Version:
-    """The version that journal or snapshot hold as these bytes. Raises DecodeError."""
+def version_from_wire(framed: bytes, sub: int) -> Version:
+    """The version that a journal holds as these bytes, by itself. Raises DecodeError."""
     kv = read_key_value(framed)
-    return Version(kv[0], kv[1], kv[2], sub, kv[3], kv[4], framed, previous)
+    return Version(kv[0], kv[1], kv[2], sub, kv[3], kv[4], framed, None)
 
 
 def at_or_below(newest: Version | None, revision: int) -> Version | None:

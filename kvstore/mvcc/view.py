@@ -139,7 +139,7 @@ class WriteView(Reader):
         previous = self.newest(key)
         if previous is None or not previous.number:
             return None
-        version = delete_version(key, self.revision, self._next_sub(), previous)
+        version = delete_version(self.revision, self._next_sub(), previous)
         self._record(self._shard, version, self._node)
         return previous
 
@@ -230,7 +230,7 @@ class WriteView(Reader):
 
         def delete(found: list[Version]) -> None:
             for previous in found:
-                version = delete_version(previous.key, self.revision, self._next_sub(), previous)
+                version = delete_version(self.revision, self._next_sub(), previous)
                 self._record(self.store.shard_of(previous.key), version, None)
             if sink is not None:
                 sink(found)

@@ -190,6 +190,10 @@ def _load_versions(
     for kv, sub in zip(part.versions, positions, strict=True):
         key = kv.key
         number = table.shard_of(key)
+        previous = heads[number].get(key)
+        if previous is not None:
+            # All versions of a key share the object.
+            key = previous.key
         body = kv.SerializeToString()
         version = Version(
             key,
@@ -199,7 +203,7 @@ def _load_versions(
             kv.version,
             kv.lease,
             b"\x12%b%b" % (varint(len(body)), body),
-            heads[number].get(key),
+            previous,
         )
         heads[number][key] = version
         shards[number].restore(version)

@@ -103,10 +103,13 @@ class State:
 
     def link_wire(self, framed: bytes, sub: int) -> Version:
         """Apply a version as journal entries hold it, the `sub`th of its transaction."""
-        version = version_from_wire(framed, sub, None)
+        version = version_from_wire(framed, sub)
         shard = self.store.shard_of(version.key)
-        version.previous = shard.index.get(version.key)
-        self.link(shard, version)
+        node = shard.index.node(version.key)
+        if node is not None:
+            version.key = node.key
+            version.previous = node.head
+        self.link(shard, version, node)
         return version
 
     def _link_all(self, view: WriteView, note: Callable[[Sequence[Version]], None]) -> Steps[None]:

@@ -103,10 +103,10 @@ def test_the_index_counts_and_slices_as_a_sorted_dict(seed: int, length: int) ->
             model[key] = put_version(key, b"", 0, revision, 0, newest)
             index.link(model[key])
         elif newest.number:
-            model[key] = delete_version(key, revision, 0, newest)
+            model[key] = delete_version(revision, 0, newest)
             index.link(model[key])
         else:
-            stale = delete_version(key, 1, 0, newest)
+            stale = delete_version(1, 0, newest)
             assert not index.drop(stale), "not the newest"
             assert index.drop(newest)
             del model[key]

@@ -56,11 +56,11 @@ def test_pairs_are_protobufs(
     assert framed == pb.PutResponse(prev_kv=kv).SerializeToString()
     assert framed[payload_start(framed) :] == kv.SerializeToString()
     assert decode_key_value(framed) == kv
-    again = version_from_wire(framed, 3, None)
+    again = version_from_wire(framed, 3)
     assert (again.key, again.create, again.mod, again.number, again.lease, again.value) == (
         key, create, mod, number, lease, value,
     )  # fmt: skip
-    deleted = delete_version(key, mod, 0, again)
+    deleted = delete_version(mod, 0, again)
     tombstone = kv_pb2.KeyValue(key=key, mod_revision=mod)
     assert deleted.framed == pb.RangeResponse(kvs=[tombstone]).SerializeToString()
     kv.ClearField("value")
@@ -89,9 +89,9 @@ def test_events_are_protobufs(key: bytes, value: bytes, prev_kv: bool) -> None:
     shape = Shape(prev_kv=prev_kv)
     first = put_version(key, value, 0, 2, 0, None)
     update = put_version(key, b"new", 5, 3, 0, first)
-    gone = delete_version(key, 3, 1, update)
+    gone = delete_version(3, 1, update)
     anew = put_version(key, b"x", 0, 3, 2, gone)
-    later = delete_version(key, 4, 0, anew)
+    later = delete_version(4, 0, anew)
     again = put_version(key, b"y", 0, 9, 0, later)
     for version, before in [
         (first, None), (update, first), (gone, first), (anew, None), (later, anew), (again, None),

@@ -52,7 +52,7 @@ def test_a_batch_is_what_protobuf_says(found: list[record_pb2.Record]) -> None:
 @given(KEY_VALUES)
 def test_a_version_is_what_protobuf_says(kv: kv_pb2.KeyValue) -> None:
     framed = record_pb2.Record(versions=[kv]).SerializeToString()
-    version = version_from_wire(framed, 1, None)
+    version = version_from_wire(framed, 1)
     assert (version.key, version.create, version.mod, version.number, version.lease) == (
         kv.key, kv.create_revision, kv.mod_revision, kv.version, kv.lease,
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_version_is_what_protobuf_says(kv: kv_pb2.KeyValue) -> None:
 
 @given(st.binary(max_size=40))
 def test_damage_is_refused_and_nothing_else_happens(payload: bytes) -> None:
-    for read in (read_batch, lambda data: version_from_wire(b"\x12" + data, 0, None)):
+    for read in (read_batch, lambda data: version_from_wire(b"\x12" + data, 0)):
         call: Any = read
         try:
             call(payload)
@@ -84,7 +84,7 @@ def test_a_cut_batch_is_refused(found: list[record_pb2.Record], data: Any) -> No
 
 def test_fields_in_another_order_are_understood() -> None:
     body = b"\x18\x05" + b"\x0a\x01k" + b"\x20\x01" + b"\x10\x05"
-    version = version_from_wire(b"\x12" + bytes([len(body)]) + body, 0, None)
+    version = version_from_wire(b"\x12" + bytes([len(body)]) + body, 0)
     assert (version.key, version.create, version.mod, version.number) == (b"k", 5, 5, 1)
     ours = encode_key_value(b"k", 5, 5, 1, b"", 0)
-    assert version_from_wire(ours, 0, None).key == b"k"
+    assert version_from_wire(ours, 0).key == b"k"
