@@ -123,6 +123,8 @@ $(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
 	    { echo 'jotd needs Python 3.11 or newer: make PYTHON=python3.x ...'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'install: building (with Rust the first time takes minutes)'
+	@# What cannot be compiled any more would otherwise stay as it was, and be served.
+	@rm -f $(COMPILED) $(patsubst %.py,%.*.so,$(COMPILED_SOURCES))
 	CARGO='$(CARGO)' nice -n 5 $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@$(BIN)/jotd version
 	@touch $@ $(COMPILED)

@@ -119,6 +119,8 @@ def measure(
                 report: Report = goclient.load(server, scenario, prefix, duration_s)
             else:
                 report = load(server, options)
+                if scenario.without is not None:
+                    report["without"] = load(server, {**options, **scenario.without})
             for text, count in report["errors"].items():
                 tell(f"{server.name} {scenario.name}: {count} x {text}")
             late = report.get("unfinished", 0)

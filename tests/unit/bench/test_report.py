@@ -9,7 +9,7 @@ import pytest
 from bench import report
 from bench.measure import Run, peak_of
 from bench.report import Line
-from bench.scenarios import Figure, Scenario, cpu_us, event_cpu_us, rate
+from bench.scenarios import Figure, Scenario, cpu_us, event_alone_cpu_us, event_cpu_us, rate
 
 NAMES = ["jotd", "etcd"]
 
@@ -123,3 +123,5 @@ def test_an_events_cpu_is_all_that_was_used_by_all_that_was_delivered() -> None:
     one = {"requests": 10, "events": 1000, "server": {"cpu_us": 50.0, "memory_bytes": 0}}
     assert event_cpu_us(one) == 0.5
     assert event_cpu_us({**one, "events": 0}) == 500.0
+    unwatched = {"requests": 7, "events": 0, "server": {"cpu_us": 20.0, "memory_bytes": 0}}
+    assert event_alone_cpu_us({**one, "without": unwatched}) == 0.3

@@ -30,7 +30,7 @@ def test_the_table_has_the_lines_that_are_asked_for() -> None:
         "range": [(5, None, False)],
         "list": [(4, None, False)],
         "count": [(20, None, False)],
-        "watch": [(None, 0.25, False)],
+        "watch": [(None, 0.25, False), (None, None, False)],
         "put-half": [(None, 1, False)],
         "single": [(None, 1, False)],
         "renew": [(9900, None, True), (None, 25_000, True)],
