@@ -1,8 +1,9 @@
 """Three nodes on three nats-servers beside a three-member etcd: ``python -m bench.cluster``.
 
-Writes at one client and at 256 in rounds that alternate, each at the leader of its cluster; then
-how long no write is acknowledged when jotd's leader is killed, and when it hands over. Prints what
-it finds, and writes everything to bench/results/cluster.json.
+Writes at one client and at 256 in rounds that alternate, each at the leader of its cluster; 100
+watchers of a follower while one client writes; then how long no write is acknowledged when jotd's
+leader is killed, and when it hands over. Prints what it finds, and writes everything to
+bench/results/cluster.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from bench.fanout import fan_out
 from bench.measure import load
 from bench.members import Member, etcd, jotd, leader, serving
 from bench.servers import ROOT, Unavailable
@@ -172,6 +174,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration", type=float, default=4.0, metavar="SECONDS")
     parser.add_argument("--take-overs", type=int, default=30, metavar="N")
+    parser.add_argument("--only-fan-out", action="store_true", help="nothing but the watchers")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     results = ROOT / "bench" / "results"
@@ -182,10 +185,11 @@ def main() -> int:
             with jotd(place) as ours:
                 if options.rounds:
                     with etcd(place) as theirs:
-                        found["rates"] = rates(
-                            {"jotd": ours, "etcd": theirs}, options.rounds, options.duration
-                        )
-                if options.take_overs:
+                        both = {"jotd": ours, "etcd": theirs}
+                        if not options.only_fan_out:
+                            found["rates"] = rates(both, options.rounds, options.duration)
+                        found["fan_out"] = fan_out(both, options.rounds, options.duration)
+                if options.take_overs and not options.only_fan_out:
                     found["without_writes"] = take_overs(ours, options.take_overs)
     except (Unavailable, RuntimeError) as error:
         print(f"bench.cluster: {error}", file=sys.stderr)
