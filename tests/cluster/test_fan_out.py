@@ -10,6 +10,8 @@ from bench import members
 from bench.fanout import WATCHERS, fan_out
 from tests.peers import require, require_native
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+
 
 def test_every_watcher_of_a_follower_gets_what_is_written_at_the_leader(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
