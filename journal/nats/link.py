@@ -200,7 +200,8 @@ class Link:
                 self._lost.set()
 
         async def note(error: Exception) -> None:
-            first.append(error)
+            if not first:
+                first.append(error)
             if "permissions violation" in str(error).lower():
                 self._denied = str(error)
                 self._tell(f"{who.text} may not do all that a journal needs: {error}")
