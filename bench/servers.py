@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import re
 import shutil
 import socket
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,11 +48,34 @@ def etcd_program() -> Path:
     raise Unavailable("etcd is not here: `make tools` builds it (Go), or installs an older one")
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different.
+
+    None of those that the system gives to whoever connects: while a server is not up yet, or down
+    between two starts, a connection of any other process would take its port.
+    """
+    ports: list[int] = []
+    with ExitStack() as stack:
+        for port in random.sample(range(10_000, _first_given_port()), 1000):
+            sock = stack.enter_context(socket.socket())
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise RuntimeError(f"there are no {count} free ports")
+
+
+def _first_given_port() -> int:
+    """Where those begin that the system gives away (ip(7))."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        first = 32768
+    # Some machines give away all that they have.
+    return first if first > 12_000 else 65536
 
 
 @dataclass
@@ -134,7 +158,7 @@ def running(name: str, place: Path, extra: Sequence[str] = ()) -> Iterator[Serve
 
     Raises `Unavailable` if there is no such program, RuntimeError if it does not start.
     """
-    endpoint, peer, metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    endpoint, peer, metrics = (f"127.0.0.1:{port}" for port in free_ports(3))
     argv = [*_command(name, place / f"{name}.data", endpoint, peer, metrics), *extra]
     version = _version(argv)
     place.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from journal.contract import JournalError
+from journal.nats import credentials
 from journal.nats.config import SERVER_VERSION_MIN
 from journal.nats.url import Settings
 
@@ -34,6 +35,8 @@ PING_S = 2
 STRIKES_MAX = 3
 """So many requests without an answer, one after the other, and another server is tried: this one
 may have lost the rest of the cluster."""
+TELL_S = 30.0
+"""What keeps a connection from being had is said again after so long."""
 _WATCH_S = 0.25
 _PENDING_BYTES = 64 << 20
 
@@ -81,7 +84,12 @@ class Link:
         self._turn = 0
         self._closed = False
         self._strikes = 0
-        self._error: Exception | None = None
+        self._failure: str | None = None
+        """Why there is no connection, as far as is known. What a server said about who connects
+        tells more than what came after it."""
+        self._refused = False
+        self._told: dict[str, float] = {}
+        self._denied: str | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._ssl = self._ssl_context() if settings.tls else None
         self.connections = 0
@@ -105,7 +113,9 @@ class Link:
         return self._client.max_payload if self._client is not None else 0
 
     async def start(self, timeout: float) -> None:
-        """Connect. JournalError when no server could be had, or one is too old."""
+        """Connect. JournalError when no server could be had, or one is too old, or a file with
+        credentials cannot be used."""
+        credentials.read(self._settings)
         self._task = asyncio.get_running_loop().create_task(self._run())
         ready = asyncio.ensure_future(self._ready.wait())
         try:
@@ -117,9 +127,11 @@ class Link:
         if self._task in done:
             self._task.result()
         if not self._ready.is_set():
-            what = f"{type(self._error).__name__}: {self._error}" if self._error else "no answer"
+            failure = self._failure or "no answer"
+            if self._refused:
+                raise Unreachable(failure)
             servers = ", ".join(self._settings.servers)
-            raise Unreachable(f"no NATS server could be reached at {servers} ({what})")
+            raise Unreachable(f"no NATS server could be reached at {servers} ({failure})")
 
     async def close(self) -> None:
         self._closed = True
@@ -140,6 +152,8 @@ class Link:
             try:
                 await self._take_into_use(client)
                 self._check_version(client)
+                self._failure, self._refused = None, False
+                self._told.clear()
                 self._ready.set()
                 self.connections += 1
                 if self.connections > 1:
@@ -153,9 +167,10 @@ class Link:
                             await self._lost.wait()
                     except TimeoutError:
                         pass
-                _log.warning("%s: lost the connection to NATS", self._label)
+                why = f" ({client.last_error})" if client.last_error else ""
+                _log.warning("%s: lost the connection to NATS%s", self._label, why)
             except (nats.errors.Error, OSError) as error:
-                self._error = error
+                self._failed(_text(error))
             finally:
                 self._disconnected()
 
@@ -170,8 +185,14 @@ class Link:
         settings = self._settings
         server = settings.servers[self._turn % len(settings.servers)]
         self._turn += 1
+        try:
+            who = credentials.read(settings)
+        except JournalError as error:
+            self._failed(str(error), refused=True)
+            return None
         client = _Client()
         client.insists_on_tls = settings.tls
+        first: list[Exception] = []
         self._lost.clear()
 
         async def lost() -> None:
@@ -179,15 +200,13 @@ class Link:
                 self._lost.set()
 
         async def note(error: Exception) -> None:
-            self._error = error
-            _log.debug("%s: %s", self._label, type(error).__name__)
+            if not first:
+                first.append(error)
+            if "permissions violation" in str(error).lower():
+                self._denied = str(error)
+                self._tell(f"{who.text} may not do all that a journal needs: {error}")
 
-        options: dict[str, Any] = {"user": settings.user, "password": settings.password}
-        options["token"] = settings.token
-        if settings.creds is not None:
-            options["user_credentials"] = str(settings.creds)
-        if settings.nkey is not None:
-            options["nkeys_seed"] = str(settings.nkey)
+        options: dict[str, Any] = dict(who.options)
         if self._ssl is not None:
             options["tls"] = self._ssl
         # A task of its own: a cancellation or a time-out that nats-py takes for itself ends there.
@@ -215,19 +234,36 @@ class Link:
             self._abandon(connecting, client)
             raise
         if not connecting.done():
-            self._error = TimeoutError("no answer to the connection")
+            self._failed(f"{server}: no answer to the connection")
             self._abandon(connecting, client)
             return None
-        error = connecting.exception()
-        if error is None:
+        failure = connecting.exception()
+        if failure is None:
             return client
-        if not isinstance(error, (nats.errors.Error, OSError, TimeoutError, ValueError)):
-            raise error
-        # What a server said at first tells more than that there is none left.
-        if not isinstance(error, nats.errors.NoServersError) or self._error is None:
-            self._error = error
+        if not isinstance(failure, (nats.errors.Error, OSError, TimeoutError, ValueError)):
+            raise failure
+        if isinstance(failure, nats.errors.NoServersError) and first:
+            # What went wrong at first tells more than that there is no server left.
+            failure = first[0]
+        if _is_refusal(failure, client):
+            self._failed(f"NATS at {server} refuses {who.text}: {_text(failure)}", refused=True)
+        else:
+            self._failed(f"{server}: {_text(failure)}")
         self._let_go(client)
         return None
+
+    def _failed(self, failure: str, *, refused: bool = False) -> None:
+        """There is no connection, and why."""
+        if refused or not self._refused:
+            self._failure, self._refused = failure, refused
+        self._tell(f"cannot connect: {failure}")
+
+    def _tell(self, text: str) -> None:
+        """Log what may be tried ten times a second: at first, and then now and again."""
+        now = asyncio.get_running_loop().time()
+        if now - self._told.get(text, float("-inf")) >= TELL_S:
+            self._told[text] = now
+            _log.warning("%s: %s", self._label, text)
 
     def _abandon(self, connecting: asyncio.Task[None], client: Client) -> None:
         connecting.cancel()
@@ -381,7 +417,9 @@ class Link:
                         await news.wait()
                 except TimeoutError:
                     self.strike()
-                    raise Unreachable(f"no answer from NATS in {timeout:g} s") from None
+                    denied = self._denied
+                    why = f" ({denied})" if denied and f'"{subject.lower()}"' in denied else ""
+                    raise Unreachable(f"no answer from NATS in {timeout:.3g} s{why}") from None
                 news.clear()
                 for answer in answers[seen:]:
                     if not answer.data and status(answer) == "503":
@@ -393,6 +431,25 @@ class Link:
                     raise failure[0]
         finally:
             self.forget(token)
+
+
+def _text(error: BaseException) -> str:
+    """nats-py hands on what a server said between quotes."""
+    if isinstance(error, nats.errors.Error):
+        return str(error).removeprefix("nats: ").strip("'")
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_refusal(error: BaseException, client: Client) -> bool:
+    """Whether it is about who connects.
+
+    The server closes the connection behind its words, which may overtake them: then there is but
+    the end of it, while it waited for credentials.
+    """
+    if isinstance(error, (ConnectionError, nats.errors.UnexpectedEOF)):
+        return bool(client._server_info.get("auth_required"))
+    text = str(error).lower()
+    return isinstance(error, nats.errors.Error) and ("authoriz" in text or "authentic" in text)
 
 
 def status(message: Msg) -> str | None:

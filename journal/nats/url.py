@@ -5,7 +5,8 @@
 USER without a password is a token. `nats-tls://`, or `?tls=true`, insists on TLS, and so does any
 of the options for it. Users and passwords are percent-encoded where they have to be.
 
-Pure; nothing of it is ever put into an error text or a log but NAME and the servers' addresses.
+Pure; nothing of it is ever put into an error text or a log but NAME, the servers' addresses and the
+paths of files.
 """
 
 from __future__ import annotations
@@ -114,6 +115,8 @@ def parse(url: str) -> Settings:
             raise JournalError(f"?{option}={text} is not a value of that option") from None
     if bool(values.get("cert")) != bool(values.get("key")):
         raise JournalError("?cert= and ?key= go together")
+    if values.get("creds") and values.get("nkey"):
+        raise JournalError("?creds= and ?nkey= are two users; there can be one")
     if values.get("ca") or values.get("cert"):
         values["tls"] = True
     return Settings(name=name, servers=_servers(hosts), **values)  # type: ignore[arg-type]

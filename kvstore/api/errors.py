@@ -52,6 +52,12 @@ BAD_TRANSFEREE = ApiError(Code.FAILED_PRECONDITION, "etcdserver: bad leader tran
 TRANSFER_TIMEOUT = ApiError(
     Code.UNAVAILABLE, "etcdserver: request timed out, leader transfer took too long"
 )
+MEMBER_NOT_FOUND = ApiError(Code.NOT_FOUND, "etcdserver: member not found")
+# Ours: a member of etcd's that is removed stops.
+MEMBER_IS_LIVE = ApiError(
+    Code.FAILED_PRECONDITION,
+    "etcdserver: the member is live and would come back: stop it, then remove it",
+)
 # Ours: of an action that does not exist etcd dies.
 INVALID_ALARM_ACTION = ApiError(Code.INVALID_ARGUMENT, "etcdserver: invalid alarm action")
 CORRUPT = ApiError(Code.DATA_LOSS, "etcdserver: corrupt cluster")
@@ -97,6 +103,9 @@ _BY_TYPE: dict[type[BaseException], ApiError] = {
     cluster_errors.NotLeader: NOT_LEADER,
     cluster_errors.BadTransferee: BAD_TRANSFEREE,
     cluster_errors.TransferTimeout: TRANSFER_TIMEOUT,
+    cluster_errors.MemberNotFound: MEMBER_NOT_FOUND,
+    cluster_errors.MemberIsLive: MEMBER_IS_LIVE,
+    cluster_errors.MemberChangeTimeout: TIMEOUT,
     node_errors.CorruptAlarm: CORRUPT,
 }
 

@@ -57,7 +57,10 @@ def alarms(headers: Headers, revision: int, found: list[Alarm]) -> bytes:
 
 
 def member_list(node: Node, headers: Headers) -> bytes:
-    """A MemberListResponse; like etcd's, its header has no revision."""
+    """A MemberListResponse, which is a MemberRemoveResponse too: the members that there are.
+
+    Like etcd's, its header has no revision.
+    """
     response = pb.MemberListResponse(
         members=[
             pb.Member(ID=member.id, name=member.name, clientURLs=member.client_urls)

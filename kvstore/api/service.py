@@ -87,6 +87,9 @@ class EtcdService:
             "/etcdserverpb.Maintenance/HashKV": self._hash_kv,
             "/grpc.health.v1.Health/Check": self._health_check,
         }
+        if node.cluster is not None:
+            # A node by itself has no members that could go.
+            self._unary["/etcdserverpb.Cluster/MemberRemove"] = self._member_remove
         self._streams: dict[str, tuple[Kind, Callable[[Stream], StreamHandler]]] = {
             "/etcdserverpb.KV/RangeStream": (Kind.SERVER_STREAM, self._range_stream),
             "/etcdserverpb.Watch/Watch": (Kind.BIDI_STREAM, self._watch),
@@ -280,6 +283,17 @@ class EtcdService:
     def _member_list(self, call: Call) -> None:
         pb.MemberListRequest.FromString(call.request)
         call.finish(maintenance.member_list(self._node, self._headers))
+
+    def _member_remove(self, call: Call) -> None:
+        request = pb.MemberRemoveRequest.FromString(call.request)
+
+        def done(error: Exception | None) -> None:
+            if error is not None:
+                _fail(call, error)
+            else:
+                call.finish(maintenance.member_list(self._node, self._headers))
+
+        self._node.remove_member(request.ID, done)
 
     def _status(self, call: Call) -> None:
         pb.StatusRequest.FromString(call.request)

@@ -89,6 +89,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT,...",
         help="connections are spread over them; without TLS (127.0.0.1:2379)",
     )
+    add(
+        "--watch-endpoints",
+        type=_endpoints,
+        default=[],
+        metavar="HOST:PORT,...",
+        help="watch, kube, renew: the servers that are watched, if they are others, with as many "
+        "connections again",
+    )
     add("--conns", type=values.positive, default=8, metavar="N", help="connections (8)")
     add(
         "--concurrency",
@@ -218,6 +226,8 @@ def text(report: Mapping[str, Any]) -> str:
     if report["events"]:
         lines.append(_line("events", f"{report['events']:,}, {report['event_rate']:,.1f} a second"))
         lines.append(_line("event lag", _latencies(report["event_lag"])))
+    if report["event_delay"]["count"]:
+        lines.append(_line("after answer", _latencies(report["event_delay"])))
     if server := report["server"]:
         lines.append(
             _line(

@@ -16,7 +16,15 @@ from typing import Protocol
 from journal.contract import Journal, JournalError
 from kvstore.cluster.election import Election, Member, Timing
 from kvstore.cluster.elector import POLL_S, Elector
-from kvstore.cluster.errors import BadTransferee, NotLeader, Superseded, TransferTimeout
+from kvstore.cluster.errors import (
+    BadTransferee,
+    MemberChangeTimeout,
+    MemberIsLive,
+    MemberNotFound,
+    NotLeader,
+    Superseded,
+    TransferTimeout,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +37,12 @@ successor may take."""
 
 NO_LEADER_S = 3.0
 """So long nobody leads before clients that asked are told; etcd waits three election timeouts."""
+
+REMOVE_S = 5.0
+"""What a removal of a member may take to be written."""
+
+COMEBACK_S = 10 * POLL_S
+"""A member that lives sees at its next look at the journal that it was removed, and is back."""
 
 RETRY_S = 1.0
 """A node that could not take the lead lets others try for so long."""
@@ -100,7 +114,7 @@ class Cluster:
         return self.election.leader(self.clock())
 
     def members(self) -> list[Member]:
-        """Everybody who has ever joined."""
+        """Everybody who has joined and was not removed."""
         return self.election.members()
 
     def changed(self) -> asyncio.Future[None]:
@@ -154,6 +168,29 @@ class Cluster:
             if self.clock() > deadline:
                 raise TransferTimeout
             await asyncio.sleep(0.01)
+
+    async def remove(self, member_id: int) -> None:
+        """Take a member that is gone off the list (MemberRemove).
+
+        Whether it is gone shows when it was removed: members make themselves known whenever they
+        are not. Raises NotLeader, MemberNotFound, MemberIsLive, MemberChangeTimeout.
+        """
+        if not self.leads():
+            raise NotLeader
+        if self.election.member(member_id) is None:
+            raise MemberNotFound
+        if member_id == self.election.me.id:
+            raise MemberIsLive
+        try:
+            await asyncio.wait_for(self._elector.remove(member_id), REMOVE_S)
+        except TimeoutError:
+            raise MemberChangeTimeout from None
+        deadline = self.clock() + COMEBACK_S
+        while self.clock() < deadline:
+            if self.election.member(member_id) is not None:
+                raise MemberIsLive
+            await asyncio.sleep(POLL_S / 2)
+        log.info("member removed", extra={"fields": {"member": f"{member_id:x}"}})
 
     async def _hand_over(self, successor: int) -> None:
         """Finish what is in flight, give up the lease, then say so: in this order (R6)."""

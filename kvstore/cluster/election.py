@@ -184,6 +184,14 @@ class Election:
         entry.members.add(id=me.id, name=me.name, client_urls=me.client_urls)
         return entry
 
+    def removal(self, member_id: int) -> pb.Control:
+        """The entry with which a leader takes another member off the list."""
+        entry = self._next(pb.Control.MEMBERS)
+        others = [member for member in entry.members if member.id != member_id]
+        del entry.members[:]
+        entry.members.extend(others)
+        return entry
+
     def _next(self, kind: pb.Control.Kind) -> pb.Control:
         entry = pb.Control()
         entry.CopyFrom(self.control)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from journal.contract import Conflict, Corrupt, Journal, JournalError, Trimmed
 from kvstore.cluster.election import Election
+from kvstore.cluster.errors import NotLeader
 from kvstore.pb import control_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Elector:
         self._on_change = on_change
         self._renew_at = 0.0
         self._vacating: int | None = None
+        self._removals: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._nudged = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._trimmed = 0
@@ -68,6 +71,7 @@ class Elector:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._refuse_removals()
         await self._control.close()
 
     def nudge(self) -> None:
@@ -79,6 +83,13 @@ class Elector:
         self.election.release()
         self._vacating = successor
         self.nudge()
+
+    def remove(self, member_id: int) -> asyncio.Future[None]:
+        """Take a member off the list: done when that is written. NotLeader where others lead."""
+        removed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._removals.append((member_id, removed))
+        self.nudge()
+        return removed
 
     @property
     def vacating(self) -> bool:
@@ -132,12 +143,32 @@ class Elector:
             elif self._clock() >= self._renew_at:
                 await self._append(election.renewal())
                 await self._trim()
+            else:
+                await self._remove()
             return
         self._vacating = None
+        self._refuse_removals()
         if not election.is_known:
             await self._append(election.joining())
         if self.eligible and election.may_claim(self._clock()):
             await self._append(election.claim(self._term()))
+
+    async def _remove(self) -> None:
+        """What was asked for: of the leader, as all changes are."""
+        while self._removals:
+            member_id, removed = self._removals[0]
+            # An append that failed may be there all the same; nobody may be waiting any more.
+            if self.election.member(member_id) is not None and not removed.done():
+                await self._append(self.election.removal(member_id))
+            self._removals.popleft()
+            if not removed.done():
+                removed.set_result(None)
+
+    def _refuse_removals(self) -> None:
+        while self._removals:
+            _, removed = self._removals.popleft()
+            if not removed.done():
+                removed.set_exception(NotLeader())
 
     async def _append(self, entry: pb.Control) -> None:
         sent_at = self._clock()

@@ -1,10 +1,13 @@
-"""Why leadership was not had, or not moved. The api layer owns etcd's codes and texts for these."""
+"""Why leadership was not had or not moved, and why a member stays.
+
+The api layer owns etcd's codes and texts for these.
+"""
 
 from __future__ import annotations
 
 
 class ClusterError(Exception):
-    """Something about who leads."""
+    """Something about who leads, or who there is."""
 
 
 class Superseded(ClusterError):
@@ -21,3 +24,15 @@ class BadTransferee(ClusterError):
 
 class TransferTimeout(ClusterError):
     """The node that was to lead has not taken over in time."""
+
+
+class MemberNotFound(ClusterError):
+    """There is no such member."""
+
+
+class MemberIsLive(ClusterError):
+    """The member takes part: it would make itself known again at once."""
+
+
+class MemberChangeTimeout(ClusterError):
+    """The control journal did not take the change in time; it may still do so."""

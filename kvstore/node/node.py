@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from journal.contract import Conflict, Journal, JournalError, Unknown
 from kvstore.cluster.cluster import Cluster, boottime
@@ -100,7 +101,7 @@ class Node:
         self._tail_seen = 0
         self._tail_task: asyncio.Task[None] | None = None
         self._next_look = 0.0
-        self._moving: set[asyncio.Task[None]] = set()
+        self._changing: set[asyncio.Task[None]] = set()
         self.is_leading = False
         self.cluster: Cluster | None = None
         """None: this node is alone, and leads."""
@@ -185,19 +186,34 @@ class Node:
         """Have another member lead; `done` is told how it ended."""
 
         async def move() -> None:
+            if self.cluster is not None:
+                await self.cluster.hand_over(successor)
+            elif successor != self.member_id:
+                raise BadTransferee
+
+        self._change(move(), done)
+
+    def remove_member(self, member_id: int, done: Callable[[Exception | None], None]) -> None:
+        """Take a member off the list, where there are several; `done` is told how it ended."""
+        assert self.cluster is not None
+        self._change(self.cluster.remove(member_id), done)
+
+    def _change(
+        self, work: Coroutine[Any, Any, None], done: Callable[[Exception | None], None]
+    ) -> None:
+        """Something about the cluster that takes its time."""
+
+        async def change() -> None:
             try:
-                if self.cluster is not None:
-                    await self.cluster.hand_over(successor)
-                elif successor != self.member_id:
-                    raise BadTransferee
+                await work
             except Exception as error:
                 done(error)
             else:
                 done(None)
 
-        task = self._loop.create_task(move())
-        self._moving.add(task)
-        task.add_done_callback(self._moving.discard)
+        task = self._loop.create_task(change())
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
 
     async def drain_writes(self, within_s: float) -> None:
         """Wait until nothing is in flight, for so long at most."""

@@ -18,7 +18,7 @@ from tests.differential.watching import PROGRESS, create
 from tests.differential.wire import delimited, nested_txns, varint
 from tests.oracle.client import Client
 
-INVALID, INTERNAL, OUT_OF_RANGE = 3, 13, 11
+INVALID, INTERNAL, OUT_OF_RANGE, UNIMPLEMENTED = 3, 13, 11, 12
 TXN = "/etcdserverpb.KV/Txn"
 
 pytestmark = pytest.mark.skipif(subject_is_etcd(), reason="about jotd alone")
@@ -87,6 +87,13 @@ def test_alarm_actions_that_do_not_exist(jotd: Client) -> None:
     for action in (3, 9, -1):
         assert jotd.call("Maintenance.Alarm", rpc.AlarmRequest(action=action)).code == INVALID
     assert not jotd.call("Maintenance.Alarm", rpc.AlarmRequest()).message.alarms
+
+
+def test_a_node_by_itself_removes_no_members(jotd: Client) -> None:
+    """tests/cluster has what several nodes do."""
+    answer = jotd.call("Cluster.MemberRemove", rpc.MemberRemoveRequest(ID=1))
+    text = "unknown method MemberRemove for service etcdserverpb.Cluster"
+    assert (answer.code, answer.text) == (UNIMPLEMENTED, text)
 
 
 @pytest.mark.parametrize("depth", [60, 100, 127, 128, 4990])

@@ -139,6 +139,7 @@ class Stepper:
 
     def __init__(self, storage: MemoryStorage | None = None) -> None:
         self.options = NodeOptions()
+        self.cluster = None
         self.slicer = Jobs()
         self.journal = MemoryJournal(storage)
         self.journal.snapshots = _SlowSnapshots(self.journal.storage, self.journal._check)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
 
+use crate::acks::Acks;
 use crate::conn::{Conn, Outcome};
 use crate::hpack::Status;
 use crate::kube;
@@ -47,6 +48,7 @@ struct Unit {
 /// One thread's part of the load: its sockets, and the rest.
 pub(crate) struct Driver<'a> {
     poll: Poll,
+    /// Those of the workers; then those of the watchers, where they have their own.
     conns: Vec<Conn>,
     /// Connections that have more to write than the socket took.
     full: Vec<bool>,
@@ -66,6 +68,10 @@ struct Work<'a> {
     /// WatchCreateRequests, one a stream.
     watches: Vec<Vec<u8>>,
     created: usize,
+    /// So many connections, the first ones, are the workers'.
+    for_workers: usize,
+    /// Where the one that writes sees all events too.
+    acks: Option<Acks>,
     /// Calls that ended well.
     calls: u64,
     request: Vec<u8>,
@@ -75,11 +81,17 @@ struct Work<'a> {
     under_way: usize,
 }
 
-fn connect(options: &Options, poll: &Poll, from: usize, count: usize) -> Result<Vec<Conn>, String> {
-    let mut conns = Vec::new();
+/// Adds `count` connections, the first to the endpoint number `from`.
+fn connect(
+    endpoints: &[String],
+    poll: &Poll,
+    from: usize,
+    count: usize,
+    conns: &mut Vec<Conn>,
+) -> Result<(), String> {
     for at in 0..count {
-        let number = (from + at) % options.endpoints.len().max(1);
-        let endpoint = options.endpoints.get(number).ok_or("no endpoints")?;
+        let number = (from + at) % endpoints.len().max(1);
+        let endpoint = endpoints.get(number).ok_or("no endpoints")?;
         let named = |why: io::Error| format!("{endpoint}: {why}");
         if endpoint.starts_with("https://") {
             return Err(format!("{endpoint}: the load generator speaks no TLS"));
@@ -90,10 +102,10 @@ fn connect(options: &Options, poll: &Poll, from: usize, count: usize) -> Result<
         socket.set_nodelay(true).and_then(|()| socket.set_nonblocking(true)).map_err(named)?;
         let mut conn = Conn::new(mio::net::TcpStream::from_std(socket));
         let interest = Interest::READABLE | Interest::WRITABLE;
-        poll.registry().register(conn.socket(), Token(at), interest).map_err(named)?;
+        poll.registry().register(conn.socket(), Token(conns.len()), interest).map_err(named)?;
         conns.push(conn);
     }
-    Ok(conns)
+    Ok(())
 }
 
 /// The part `at` of `parts` of `all`: where it begins, and how many it is.
@@ -147,7 +159,12 @@ impl<'a> Driver<'a> {
     ) -> Result<Driver<'a>, String> {
         let poll = Poll::new().map_err(|why| why.to_string())?;
         let (first, count) = part(options.conns, at, options.threads);
-        let conns = connect(options, &poll, first, count)?;
+        let mut conns = Vec::new();
+        connect(&options.endpoints, &poll, first, count, &mut conns)?;
+        let for_workers = conns.len();
+        if !watches.is_empty() && !options.watch_endpoints.is_empty() {
+            connect(&options.watch_endpoints, &poll, first, count, &mut conns)?;
+        }
         let (_, workers) = part(options.concurrency, at, options.threads);
         let rate = options.rate / options.threads as f64;
         let work = Work {
@@ -160,6 +177,9 @@ impl<'a> Driver<'a> {
             epoch,
             watches,
             created: 0,
+            for_workers,
+            // Another thread would have to be asked for every event.
+            acks: (options.scenario == "watch" && options.threads == 1).then(Acks::default),
             calls: 0,
             request: Vec::new(),
             found: Found::default(),
@@ -167,7 +187,7 @@ impl<'a> Driver<'a> {
             stopping: false,
             under_way: 0,
         };
-        Ok(Driver { poll, full: vec![false; count], conns, work })
+        Ok(Driver { poll, full: vec![false; conns.len()], conns, work })
     }
 
     /// Begins one unit of work of each worker; there will be no second.
@@ -288,10 +308,12 @@ impl Work<'_> {
     }
 
     fn watch(&mut self, conns: &mut [Conn]) {
-        let count = conns.len();
+        // Theirs, or else everybody's.
+        let first = if conns.len() > self.for_workers { self.for_workers } else { 0 };
+        let count = conns.len() - first;
         for (at, request) in self.watches.iter().enumerate() {
             let (token, path) = (WATCH_TOKEN + at as u64, PATHS[method::WATCH]);
-            let conn = &mut conns[at % count];
+            let conn = &mut conns[first + at % count];
             conn.call(token, method::WATCH, path, &WATCH_METADATA, request, false);
         }
     }
@@ -307,7 +329,7 @@ impl Work<'_> {
     /// Begins what is due. Returns how long to wait for the next.
     fn begin(&mut self, conns: &mut [Conn]) -> Duration {
         const LONG: Duration = Duration::from_millis(50);
-        let count = conns.len();
+        let count = self.for_workers;
         let now_ns = self.now_ns();
         if self.interval_ns == 0 {
             // A closed loop: all of them, once. After a failure a worker comes back here.
@@ -371,6 +393,9 @@ impl Work<'_> {
         let worker = token as usize;
         match outcome {
             Outcome::Message(message) => {
+                if let Some(acks) = &mut self.acks {
+                    acks.note(wire::revision(message), now_ns);
+                }
                 self.scenario.message(worker, message);
                 if self.units[worker].stream.is_some() {
                     self.ended(conn, worker, now_ns);
@@ -435,11 +460,14 @@ impl Work<'_> {
             }
             Outcome::Message(message) if wire::number_of(message, 3) != 0 => self.created += 1,
             Outcome::Message(message) => {
-                let Found { events, lag, .. } = &mut self.found;
-                let measuring = self.measuring;
-                wire::events(message, |value| {
+                let Found { events, lag, delay, .. } = &mut self.found;
+                let (measuring, acks) = (self.measuring, &self.acks);
+                wire::events(message, |revision, value| {
                     if measuring {
                         *events += 1;
+                        if let Some(acks) = acks {
+                            delay.record(acks.since(revision, now_ns));
+                        }
                         if let Some(stamp) = value.first_chunk::<8>() {
                             lag.record(now_ns.saturating_sub(u64::from_be_bytes(*stamp)));
                         }

@@ -3,6 +3,7 @@
 
 #![warn(missing_docs)]
 
+mod acks;
 pub mod conn;
 mod driver;
 pub mod hist;

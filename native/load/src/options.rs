@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Options {
     /// host:port of each server; connections are spread over them.
     pub endpoints: Vec<String>,
+    /// watch, kube, renew: host:port of each server that is watched, on connections of their own;
+    /// none: the same servers, and the same connections.
+    pub watch_endpoints: Vec<String>,
     /// put, txn, range, count, list, range-stream, watch, keepalive, mixed, kube, renew
     /// (kube's lease renewals alone), or fill.
     pub scenario: String,
@@ -48,6 +51,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             endpoints: vec!["127.0.0.1:2379".to_owned()],
+            watch_endpoints: Vec::new(),
             scenario: "put".to_owned(),
             conns: 8,
             concurrency: 0,

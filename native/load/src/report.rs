@@ -40,6 +40,9 @@ pub struct Report {
     pub event_rate: f64,
     /// From the writer's beginning to the watcher's having it.
     pub event_lag: Summary,
+    /// watch, with one thread: from the writer's having its answer to the watcher's having the
+    /// event; 0 for one that came before the answer.
+    pub event_delay: Summary,
     /// CPU that making the load took, a unit of work.
     pub own_cpu_us: f64,
     /// What the server used; there when its process was named.
@@ -59,6 +62,7 @@ pub(crate) struct Found {
     pub all: Histogram,
     pub classes: BTreeMap<&'static str, Histogram>,
     pub lag: Histogram,
+    pub delay: Histogram,
     pub errors: BTreeMap<String, u64>,
     pub conflicts: u64,
     pub dropped: u64,
@@ -72,6 +76,7 @@ impl Found {
     pub fn merge(&mut self, other: Found) {
         self.all.merge(&other.all);
         self.lag.merge(&other.lag);
+        self.delay.merge(&other.delay);
         for (class, histogram) in &other.classes {
             self.classes.entry(class).or_default().merge(histogram);
         }
@@ -107,6 +112,7 @@ impl Found {
             events: self.events,
             event_rate: self.events as f64 / seconds,
             event_lag: self.lag.summary(),
+            event_delay: self.delay.summary(),
             own_cpu_us: own_cpu_s * 1e6 / requests.max(1) as f64,
             server: None,
         }

@@ -228,11 +228,12 @@ pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
-/// Calls `each` with the value of every event's object in a WatchResponse.
-pub fn events(answer: &[u8], mut each: impl FnMut(&[u8])) {
+/// Calls `each` with the mod revision and the value of every event's object in a WatchResponse.
+pub fn events(answer: &[u8], mut each: impl FnMut(u64, &[u8])) {
     for (at, event) in Fields(answer) {
         if at == 11 {
-            each(bytes_of(bytes_of(event.bytes(), 2), 5));
+            let object = bytes_of(event.bytes(), 2);
+            each(number_of(object, 3), bytes_of(object, 5));
         }
     }
 }

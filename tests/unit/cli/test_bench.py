@@ -161,6 +161,22 @@ def test_every_scenario_does_its_work(
         assert report["events"] > 0 and report["event_lag"]["count"] == report["events"]
 
 
+def test_watchers_of_another_server_see_what_is_written_there(
+    server: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Events of the second server would not follow from puts to the first: they are none."""
+    words = ["watch", "--watchers=3", "--rate=200", "--prefix=/apart/", "--duration=0.4"]
+    same = run(server, capsys, *words, f"--watch-endpoints={server.endpoint}")
+    assert same["events"] > 0 and same["event_delay"]["count"] == same["events"]
+    # The put began before it was answered.
+    assert same["event_delay"]["max_us"] <= same["event_lag"]["max_us"]
+    assert "after answer" in bench.text(same)
+    with start_jotd(tmp_path / "other") as other:
+        apart = run(server, capsys, *words, f"--watch-endpoints={other.endpoint}")
+    assert apart["requests"] > 0 and apart["events"] == 0
+    assert apart["options"]["watch-endpoints"] == [other.endpoint]
+
+
 def test_a_fill_writes_every_key_once(server: Process, capsys: pytest.CaptureFixture[str]) -> None:
     report = run(server, capsys, "fill", "--keys=1000", "--prefix=/fill/", "--value-bytes=10")
     assert report["requests"] == 1000

@@ -114,3 +114,17 @@ def test_every_entry_carries_all_members() -> None:
     assert [tuple(m.client_urls) for m in entry.members] == [("http://a",), ("http://elsewhere",)]
     assert (entry.leader, entry.term, entry.claim) == (A.id, 5, b"claim-a"), "the leader goes on"
     assert entry.kind == pb.Control.MEMBERS
+
+
+def test_a_removal_takes_one_member_off_and_leaves_the_rest_as_it_is() -> None:
+    a, b = two()
+    entry = a.removal(B.id)
+    assert (entry.kind, entry.term, entry.leader) == (pb.Control.MEMBERS, 5, A.id)
+    until = a.lease_until
+    a.committed(4, entry, 10.4)
+    assert a.members() == [A] and a.holds and a.lease_until == until
+    # The one that was removed sees it, and that the leader wrote something is no sign of its life.
+    b.observe(4, entry, 11.0)
+    assert not b.is_known and b.may_claim(10.3 + 2.21)
+    a.observe(5, b.joining(), 11.1)
+    assert a.members() == [A, B]

@@ -13,6 +13,7 @@ from kvstore.transport.seam import Code, RemoteError
 from tests.unit.cluster.nodes import CutJournal, Many, One, cluster, range_request
 from tests.unit.node.world import KV, MAINTENANCE, FakeCall, mod_is, put_op, run
 
+REMOVE = "/etcdserverpb.Cluster/MemberRemove"
 LEADER_FAILED = "etcdserver: request timed out, possibly due to previous leader failure"
 
 
@@ -58,6 +59,82 @@ def test_everybody_knows_the_members() -> None:
                 lists.add(tuple((m.ID, m.name, *m.clientURLs) for m in members))
             (found,) = lists
             assert sorted(name for _, name, _ in found) == ["a", "b", "c"]
+
+    run(main)
+
+
+def test_a_member_that_is_gone_can_be_removed_from_any_node() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            gone, other = many.others(first)
+            many.kill(gone)
+            await asyncio.sleep(3)
+            removed = await other.call(REMOVE, pb.MemberRemoveRequest(ID=gone.node.member_id))
+            assert removed.code is Code.OK
+            answer = pb.MemberRemoveResponse.FromString(removed.raw or b"")
+            assert answer.header.member_id == first.node.member_id
+            left = sorted((m.ID, m.name, *m.clientURLs) for m in answer.members)
+            assert left == sorted((o.node.member_id, o.node.options.name, o.url) for o in
+                                  (first, other))  # fmt: skip
+            await asyncio.sleep(1)
+            for one in many.nodes.values():
+                assert sorted((m.id, m.name, *m.client_urls) for m in one.node.members()) == left
+            again = await first.call(REMOVE, pb.MemberRemoveRequest(ID=gone.node.member_id))
+            assert again.error == (Code.NOT_FOUND, "etcdserver: member not found")
+
+            # Whoever was removed is a member again when it comes back, under the same id.
+            back = await many.start(gone.node.options.name)
+            assert back.node.member_id == gone.node.member_id
+            await asyncio.sleep(1)
+            assert len(first.node.members()) == 3
+            assert (await back.put(b"k", b"v")).code is Code.OK
+
+    run(main)
+
+
+def test_a_member_that_lives_is_not_removed() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await asyncio.sleep(1)
+            members = first.node.members()
+            assert len(members) == 3
+            for one in many.nodes.values():
+                for asked in many.nodes.values():
+                    request = pb.MemberRemoveRequest(ID=one.node.member_id)
+                    code, text = (await asked.call(REMOVE, request)).error
+                    assert code is Code.FAILED_PRECONDITION and "the member is live" in text
+            assert await many.leader() is first
+            assert first.node.members() == members
+            unknown = await first.call(REMOVE, pb.MemberRemoveRequest(ID=99))
+            assert unknown.error == (Code.NOT_FOUND, "etcdserver: member not found")
+            assert (await first.put(b"k", b"v")).code is Code.OK
+
+    run(main)
+
+
+def test_a_removal_is_refused_when_the_journal_is_away_and_the_lead_goes_on() -> None:
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            gone, _ = many.others(first)
+            many.kill(gone)
+            await asyncio.sleep(1)
+            request = pb.MemberRemoveRequest(ID=gone.node.member_id)
+            assert first.node.leads()
+            call = first.call(REMOVE, request)
+            for one in many.nodes.values():
+                one.cut()
+            assert (await call).error == (Code.UNAVAILABLE, "etcdserver: request timed out")
+            for one in many.nodes.values():
+                one.cut(False)
+            await asyncio.sleep(5)
+            # Given up: nobody was told that it is done.
+            leader = await many.leader()
+            assert len(leader.node.members()) == 3
+            assert (await leader.call(REMOVE, request)).code is Code.OK
+            assert len(leader.node.members()) == 2
 
     run(main)
 

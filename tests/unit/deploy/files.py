@@ -1,13 +1,9 @@
-"""The files of a deployment, read: compose file, dashboard, Dockerfile, and tools/cluster."""
+"""The files of a deployment, read: compose file, dashboard, Dockerfile."""
 
 from __future__ import annotations
 
 import json
-import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
@@ -63,20 +59,3 @@ def instructions() -> list[tuple[str, str]]:
             word, _, rest = line.strip().partition(" ")
             found.append((word, " ".join(rest.split())))
     return found
-
-
-def script() -> ModuleType:
-    """tools/cluster as a module."""
-    path = ROOT / "tools" / "cluster"
-    loader = SourceFileLoader("jotd_tools_cluster", str(path))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    # Its dataclasses look themselves up here.
-    sys.modules[loader.name] = module
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.script import cluster_script
 from kvstore.cli.config import serve_config
 from kvstore.cli.flags import FLAGS
-from tests.unit.deploy import files
 
-cluster = files.script()
+cluster = cluster_script()
 
 #: Where people have something running: etcd, jotd, nats-server, kube-apiserver, docker compose.
 TAKEN = {2379, 2380, 2381, 4222, 6222, 8222, 6443, 22379, 22381, 32379, 32381, 9090, 3000}

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bench.script import cluster_script
 from kvstore.cli.config import serve_config
 from tests import peers
 from tests.peers import ROOT
@@ -129,7 +130,7 @@ def test_ports_are_published_once_and_on_loopback_only() -> None:
 
 
 def test_the_commands_are_those_of_the_script() -> None:
-    script = files.script()
+    script = cluster_script()
     servers = [script.Nats(name, "0.0.0.0", name, 4222, 6222, 8222, "/data") for name in NATS]
     config = SERVICES["nats-1"]["volumes"][0].split(":")[1]
     for server in servers:

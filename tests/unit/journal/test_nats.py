@@ -66,6 +66,7 @@ def test_a_url_with_everything() -> None:
         "nats://h/n?replicas=",
         "nats://h/n?tls=perhaps",
         "nats://h/n?cert=/c",
+        "nats://h/n?creds=/c&nkey=/k",
         "http://h/n",
     ],
 )
