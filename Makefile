@@ -17,7 +17,7 @@ NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml Cargo.lock src/*.rs \
     door/Cargo.toml door/src/*.rs load/Cargo.toml load/src/*.rs))
 
 # Where tests start servers; tests/unit/test_served.py holds it to be complete.
-SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport unit/test_served.py watch)
+SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport/test_tls.py unit/test_served.py watch)
 pytest-on = echo 'test: servers run on --transport $(1)$(if $(2), from $(2))' && \
     JOTD_TRANSPORT=$(1) JOTD_PURE_PYTHON=$(if $(2),1) $(BIN)/pytest
 
@@ -63,7 +63,7 @@ test: install ## Install, build the peers where Go is at hand, run every test
 	else echo 'test: no Rust here, so the tests of native/ do not run'; fi
 	@failed=; if $(HAS_NATIVE); then \
 	    $(call pytest-on,native) $(ARGS) || failed="$$failed native"; \
-	    $(call pytest-on,grpcio,the sources) $(if $(filter tests%,$(ARGS)),,$(SERVED)) $(ARGS) || \
+	    $(call pytest-on,grpcio,the sources) $(if $(filter tests%,$(ARGS)),,$(SERVED) -m 'not once') $(ARGS) || \
 	        failed="$$failed grpcio"; \
 	else \
 	    echo 'test: jotd_native is not installed, so nothing is tested on it'; \

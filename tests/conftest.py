@@ -26,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Before its fixtures, which may be those that start a server.
+    peers.is_once = item.get_closest_marker("once") is not None
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     lines = []
     for name in peers.COMPONENTS:

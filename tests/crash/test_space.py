@@ -125,6 +125,7 @@ def test_jotd_over_its_quota(tmp_path: Path) -> None:
         asyncio.run(_over_quota(jotd))
 
 
+@pytest.mark.once
 def test_etcd_over_its_quota(tmp_path: Path) -> None:
     """The expectations are etcd's."""
     with peers.start_etcd(tmp_path, [f"--quota-backend-bytes={QUOTA_BYTES}"]) as etcd:

@@ -25,6 +25,8 @@ from tests.oracle.client import Answer, Client, Duplex, Pending
 from tests.oracle.pair import CURRENT, Divergence, Pair
 from tests.oracle.plain import comparable, differences
 
+pytestmark = pytest.mark.once
+
 fair_watches = needs_oracle(faults.FAIR, "reports progress too early")
 
 Forge = Callable[[Any], Any]
