@@ -80,12 +80,14 @@ test-served:
 	fi; \
 	test -z "$$failed" || { echo "test: FAILED on:$$failed"; exit 1; }
 
-# Its output comes in one piece, and it gives way to those whose clients have patience to lose.
+# Its output comes in one piece, and it gives way to those whose clients have patience to lose. cargo
+# would look for jobs of this make that nobody has handed to it, and warn of that at each step.
 test-beside:
 	@echo 'test: what starts no server runs beside that, and tells of it when it is done'
 	@mkdir -p build; failed=; { \
 	    if command -v $(CARGO) >/dev/null; then \
-	        (cd native && nice -n 5 $(CARGO) test --quiet --workspace --exclude jotd_native) || \
+	        (cd native && unset MAKEFLAGS && \
+	            nice -n 5 $(CARGO) test --quiet --workspace --exclude jotd_native) || \
 	            failed="$$failed cargo"; \
 	    else echo 'test: no Rust here, so the tests of native/ do not run'; fi; \
 	    nice -n 5 $(BIN)/pytest $(addprefix --ignore=,$(SERVED) $(CLUSTER)) $(ARGS) || \
