@@ -86,7 +86,7 @@ test-beside:
 	@echo 'test: what starts no server runs beside that, and tells of it when it is done'
 	@mkdir -p build; failed=; { \
 	    if command -v $(CARGO) >/dev/null; then \
-	        (cd native && unset MAKEFLAGS && \
+	        (cd native && unset MAKEFLAGS MFLAGS && \
 	            nice -n 5 $(CARGO) test --quiet --workspace --exclude jotd_native) || \
 	            failed="$$failed cargo"; \
 	    else echo 'test: no Rust here, so the tests of native/ do not run'; fi; \
