@@ -17,7 +17,11 @@ NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml Cargo.lock src/*.rs \
     door/Cargo.toml door/src/*.rs load/Cargo.toml load/src/*.rs))
 
 # Where tests start servers; tests/unit/test_served.py holds it to be complete.
-SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport unit/test_served.py watch)
+SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport/test_tls.py unit/test_served.py watch)
+# Where they start three nodes: on the best transport there is, once.
+CLUSTER := tests/cluster
+# Whether ARGS says which tests.
+NAMED := $(filter tests%,$(ARGS))
 pytest-on = echo 'test: servers run on --transport $(1)$(if $(2), from $(2))' && \
     JOTD_TRANSPORT=$(1) JOTD_PURE_PYTHON=$(if $(2),1) $(BIN)/pytest
 
@@ -30,7 +34,8 @@ KUBE_VERSION := $(shell sed -n 's,.*k8s.io/kubernetes v\([0-9.]*\).*,\1,p' tools
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install native run cluster test test-fast lint format proto tools bench clean
+.PHONY: help install native run cluster test test-served test-beside test-fast lint format proto tools \
+    bench clean
 
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -56,20 +61,40 @@ cluster: install ## Install, then run three nodes and three nats-servers, ports 
 # not be observable. What runs in the tests' own process always runs from the sources. Both runs
 # happen, each says which it is, and either fails the target. What cannot be built is named in the
 # summary that pytest prints last.
+#
+# Servers and clients wait for each other and for disks; what starts none has the processor meanwhile.
 test: install ## Install, build the peers where Go is at hand, run every test
 	@$(MAKE) tools || true
-	@if command -v $(CARGO) >/dev/null; then \
-	    cd native && nice -n 5 $(CARGO) test --quiet --workspace --exclude jotd_native; \
-	else echo 'test: no Rust here, so the tests of native/ do not run'; fi
+	@$(MAKE) -k -j2 test-served $(if $(NAMED),,test-beside)
+
+test-served:
 	@failed=; if $(HAS_NATIVE); then \
-	    $(call pytest-on,native) $(ARGS) || failed="$$failed native"; \
-	    $(call pytest-on,grpcio,the sources) $(if $(filter tests%,$(ARGS)),,$(SERVED)) $(ARGS) || \
+	    $(call pytest-on,native) $(if $(NAMED),,$(SERVED) $(CLUSTER)) $(ARGS) || \
+	        failed="$$failed native"; \
+	    $(call pytest-on,grpcio,the sources) $(if $(NAMED),,$(SERVED) -m 'not once') $(ARGS) || \
 	        failed="$$failed grpcio"; \
 	else \
 	    echo 'test: jotd_native is not installed, so nothing is tested on it'; \
-	    $(call pytest-on,grpcio) $(ARGS) || failed="$$failed grpcio"; \
+	    $(call pytest-on,grpcio) $(if $(NAMED),,$(SERVED) $(CLUSTER)) $(ARGS) || \
+	        failed="$$failed grpcio"; \
 	fi; \
 	test -z "$$failed" || { echo "test: FAILED on:$$failed"; exit 1; }
+
+# Its output comes in one piece, and it gives way to those whose clients have patience to lose. cargo
+# would look for jobs of this make that nobody has handed to it, and warn of that at each step.
+test-beside:
+	@echo 'test: what starts no server runs beside that, and tells of it when it is done'
+	@mkdir -p build; failed=; { \
+	    if command -v $(CARGO) >/dev/null; then \
+	        (cd native && unset MAKEFLAGS MFLAGS && \
+	            nice -n 5 $(CARGO) test --quiet --workspace --exclude jotd_native) || \
+	            failed="$$failed cargo"; \
+	    else echo 'test: no Rust here, so the tests of native/ do not run'; fi; \
+	    nice -n 5 $(BIN)/pytest $(addprefix --ignore=,$(SERVED) $(CLUSTER)) $(ARGS) || \
+	        failed="$$failed pytest"; \
+	} >build/test.log 2>&1; \
+	echo; echo 'test: what starts no server:'; cat build/test.log; \
+	test -z "$$failed" || { echo "test: FAILED without servers:$$failed"; exit 1; }
 
 # Compiling takes about as long as these tests do: what is out of date goes, and its sources run.
 test-fast: $(STAMP) ## The tests that take a minute, with the peers that are there already

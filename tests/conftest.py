@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 from collections import Counter
 from types import FrameType
 
@@ -21,9 +20,18 @@ sources.prefer_sources()
 def pytest_configure(config: pytest.Config) -> None:
     # The default action would leave the children of the tests behind.
     def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+        pytest.exit(signal.strsignal(number) or str(number), 128 + number)
 
     signal.signal(signal.SIGTERM, end)
+    # A shell has what it runs in the background ignore it, and programs that a test interrupts
+    # would inherit that: etcdctl then sits out the patience of its test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Before its fixtures, which may be those that start a server.
+    peers.is_once = item.get_closest_marker("once") is not None
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

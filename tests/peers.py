@@ -56,6 +56,9 @@ _live: set[Process] = set()
 #: Starts of jotd in this run, by the transport that the server's log named.
 served: Counter[str] = Counter()
 
+#: Whether the running test is marked ``once``: it then runs on one transport only.
+is_once = False
+
 
 class StartError(RuntimeError):
     """A process ended, or did not become ready in time. The text holds the end of its log."""
@@ -201,6 +204,7 @@ class Process:
     def start(self, timeout: float = START_SECONDS_MAX, *, wait: bool = True) -> Process:
         """Starts the process; with `wait`, returns when it is ready. Raises `StartError`."""
         assert not self.alive, f"{self.name} is running already"
+        assert not (is_once and self.name == "jotd"), "a test that is marked once starts no jotd"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
             self._log_start = out.tell()

@@ -11,6 +11,8 @@ from kvstore.pb import kv_pb2, rpc_pb2
 from tests import history
 from tests.history import ACKED, REFUSED, UNKNOWN, Op
 
+pytestmark = pytest.mark.once
+
 Observed = dict[int, list[kv_pb2.Event]]
 
 

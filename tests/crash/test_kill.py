@@ -110,6 +110,7 @@ def test_terminate_under_load(tmp_path: Path, seed: int) -> None:
     assert not verdict.happened, f"carried out, but not answered: {verdict.happened[0]}"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)
 def test_etcd_passes(tmp_path: Path, seed: int) -> None:
     """The harness is right: etcd passes it."""

@@ -52,8 +52,8 @@ def test_leases_start_anew(tmp_path: Path) -> None:
             await client.call("LeaseGrant", rpc_pb2.LeaseGrantRequest(ID=77, TTL=TTL_S))
             await client.put(b"k", b"v", lease=77)
             async with asyncio.timeout(60):
-                while (before := await time_to_live(client)).TTL > TTL_S - 8:
-                    await asyncio.sleep(0.5)
+                while (before := await time_to_live(client)).TTL > TTL_S - 4:
+                    await asyncio.sleep(0.2)
         jotd.kill9()
         await in_thread_restart(jotd)
         async with wire.Client(jotd.endpoint) as client:

@@ -21,21 +21,15 @@ from tests.differential.conftest import needs_oracle, oracle_version
 from tests.differential.runner import run_steps, shorter
 from tests.differential.watching import watch_example
 from tests.oracle import faults
-from tests.oracle.client import Answer, Client, Duplex, Pending
+from tests.oracle.client import Answer, Client, Duplex
 from tests.oracle.pair import CURRENT, Divergence, Pair
 from tests.oracle.plain import comparable, differences
+
+pytestmark = pytest.mark.once
 
 fair_watches = needs_oracle(faults.FAIR, "reports progress too early")
 
 Forge = Callable[[Any], Any]
-
-
-class ForgedPending(Pending):
-    def __init__(self, pending: Pending, method: str, forge: Forge) -> None:
-        self._pending, self._method, self._forge = pending, method, forge
-
-    def answer(self) -> Answer:
-        return forged(self._pending.answer(), self._forge)
 
 
 class ForgedDuplex(Duplex):
@@ -72,9 +66,9 @@ class ForgingClient(Client):
         super().__init__(endpoint)
         self._method, self._forge = method, forge
 
-    def start(self, method: str, request: Message | bytes, **how: Any) -> Pending:
-        pending = super().start(method, request, **how)
-        return ForgedPending(pending, method, self._forge) if method == self._method else pending
+    def call(self, method: str, request: Message | bytes, **how: Any) -> Answer:
+        answer = super().call(method, request, **how)
+        return forged(answer, self._forge) if method == self._method else answer
 
     def stream(self, method: str, request: Message | bytes, **how: Any) -> Answer:
         answer = super().stream(method, request, **how)

@@ -12,17 +12,16 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import grpc
 import pytest
-from google.protobuf.message import Message
 
 from kvstore.pb import rpc_pb2
 from tests import peers
 from tests.e2e.conftest import STORE, start_store
+from tests.oracle.client import Client
 
 #: Keys in every shard of the default partition table, and outside of all of them.
 KEYS = (
@@ -129,19 +128,20 @@ def grant(process: peers.Process, ttl_seconds: int) -> str:
     return found[1]
 
 
+def put_all(process: peers.Process, values: Mapping[str, str]) -> None:
+    """Writes each at a revision of its own, without a process of its own."""
+    with Client(process.endpoint) as client:
+        for key, value in values.items():
+            request = rpc_pb2.PutRequest(key=key.encode(), value=value.encode())
+            assert client.call("KV.Put", request).ok
+
+
 def seed(process: peers.Process) -> None:
     """Writes KEYS at revisions 2 to 12, changes `a` (13) and deletes `b` (14)."""
-    with grpc.insecure_channel(process.endpoint) as channel:
-
-        def call(method: str, request: Message) -> None:
-            raw = channel.unary_unary(f"/etcdserverpb.KV/{method}")
-            raw(request.SerializeToString(), timeout=30)
-
-        for key in KEYS:
-            value = f"value of {key}".encode()
-            call("Put", rpc_pb2.PutRequest(key=key.encode(), value=value))
-        call("Put", rpc_pb2.PutRequest(key=b"a", value=b"changed"))
-        call("DeleteRange", rpc_pb2.DeleteRangeRequest(key=b"b"))
+    put_all(process, {key: f"value of {key}" for key in KEYS})
+    put_all(process, {"a": "changed"})
+    with Client(process.endpoint) as client:
+        assert client.call("KV.DeleteRange", rpc_pb2.DeleteRangeRequest(key=b"b")).ok
 
 
 @pytest.fixture
@@ -449,9 +449,7 @@ def test_make_mirror(tmp_path: Path) -> None:
     """From the store to a real etcd: what is there already, and what is written meanwhile."""
     peers.require("etcdctl")
     with start_store(tmp_path / "store") as source, peers.start_etcd(tmp_path / "mirror") as mirror:
-        for n in range(300):
-            key = KEYS[n % len(KEYS)]
-            peers.etcdctl(source.endpoint, "put", f"{key}-{n}", f"value {n}")
+        put_all(source, {f"{KEYS[n % len(KEYS)]}-{n}": f"value {n}" for n in range(300)})
         args = ("make-mirror", "--dest-prefix=copy:", "--prefix=", mirror.endpoint)
         with running(source, tmp_path / "log", *args):
 

@@ -44,7 +44,8 @@ pytestmark = pytest.mark.slow
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
-EVENT_TTL_SECONDS = 20
+#: A phase ends by waiting for it; and what is in flight around the kill has to live that long.
+EVENT_TTL_SECONDS = 10
 WRITERS = 4
 DOWN_SECONDS = 1.0
 
@@ -95,14 +96,21 @@ def phase(request: pytest.FixtureRequest, cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def expiring(cluster: Cluster, phase: str) -> str:
-    """The path of an event that was written at the start of the phase, and nothing renews."""
+def expiring(cluster: Cluster, phase: str) -> Iterator[tuple[str, kube.Watch]]:
+    """The path of an event that was written at the start of the phase, and nothing renews.
+
+    And a watch of it from there on: it may be over, and the past compacted, when its test comes.
+    """
     namespace = new_namespace(cluster.client, f"e2e-expiring-{slug(phase)}")
-    return create_event(cluster.client, namespace, "expires")[0]
+    path, event = create_event(cluster.client, namespace, "expires")
+    directory, name = path.rsplit("/", 1)
+    since, only = str(resource_version(event)), f"metadata.name={name}"
+    with cluster.client.watch(directory, resourceVersion=since, fieldSelector=only) as watch:
+        yield path, watch
 
 
 @pytest.fixture
-def client(cluster: Cluster, expiring: str) -> Client:
+def client(cluster: Cluster, expiring: tuple[str, kube.Watch]) -> Client:
     return cluster.client
 
 
@@ -602,15 +610,14 @@ def test_future_revision(client: Client, ns: str) -> None:
     assert "Too large resource version" in str(caught.value)
 
 
-def test_events_expire(client: Client, expiring: str) -> None:
+def test_events_expire(client: Client, expiring: tuple[str, kube.Watch]) -> None:
     """The store deletes what is attached to a lease that nothing keeps alive; a watch says so."""
-    directory, name = expiring.rsplit("/", 1)
-    with client.watch(directory, fieldSelector=f"metadata.name={name}") as watch:
-        events = watch.wait(
-            lambda seen: any(e["type"] == "DELETED" for e in seen), timeout=4 * EVENT_TTL_SECONDS
-        )
-    assert brief(events)[-1][:2] == ("DELETED", name)
-    assert client.request("GET", expiring).status_code == 404
+    path, watch = expiring
+    events = watch.wait(
+        lambda seen: any(e["type"] == "DELETED" for e in seen), timeout=4 * EVENT_TTL_SECONDS
+    )
+    assert brief(events)[-1][:2] == ("DELETED", "expires")
+    assert client.request("GET", path).status_code == 404
 
 
 # kill -9

@@ -64,7 +64,7 @@ class Pair:
         #: Every revision that a compaction succeeded at.
         self.compactions: set[int] = set()
         self.in_step = False
-        self.log: list[str] = []
+        self.log: list[tuple[str, Message | bytes]] = []
         self._slots: list[tuple[int, int]] = []
         self._granted: set[int] = set()
 
@@ -147,9 +147,8 @@ class Pair:
         if method == "KV.RangeStream":
             left, right = self.left.stream(method, mine), self.right.stream(method, theirs)
         else:
-            one = self.left.start(method, mine, **how)
-            other = self.right.start(method, theirs, **how)
-            left, right = one.answer(), other.answer()
+            left = self.left.call(method, mine, **how)
+            right = self.right.call(method, theirs, **how)
         self.compare(method, mine, left, right)
         self._follow(method, mine, left)
         return left
@@ -236,15 +235,12 @@ class Pair:
     def story(self) -> str:
         last = self.log[-60:]
         head = f"revision {self.revision}, compacted {self.compacted}, base {self.base}; since then"
-        return f"{head} ({len(self.log)} operations):\n" + "\n".join(last)
+        told = [f"  {method} {_text(request)}" for method, request in last]
+        return f"{head} ({len(self.log)} operations):\n" + "\n".join(told)
 
     def _note(self, method: str, request: Message | bytes) -> None:
-        if isinstance(request, bytes):
-            self.log.append(f"  {method} {request!r}")
-        else:
-            text = text_format.MessageToString(request, as_one_line=True)
-            text = re.sub(r"x{100,}", "x...", text)
-            self.log.append(f"  {method} {text[:1500]}")
+        # As text only once somebody asks: that takes as long as the request itself.
+        self.log.append((method, request))
 
     def _follow(self, method: str, request: Any, answer: Answer) -> None:
         """Keeps up with the revisions that the oracle reports."""
@@ -259,3 +255,10 @@ class Pair:
             self._granted.add(request.ID)
         elif method == "Lease.LeaseRevoke":
             self._granted.discard(request.ID)
+
+
+def _text(request: Message | bytes) -> str:
+    if isinstance(request, bytes):
+        return repr(request)
+    text = text_format.MessageToString(request, as_one_line=True)
+    return re.sub(r"x{100,}", "x...", text)[:1500]

@@ -21,6 +21,7 @@ def _passes(process: peers.Process, data: Recording) -> None:
     assert not differences, "\n\n".join(differences)
 
 
+@pytest.mark.once
 def test_the_recording_is_one_history() -> None:
     """Each revision was made by exactly one recorded write, so that none is replayed blindly."""
     data = recording.load()
@@ -50,6 +51,7 @@ def test_jotd_answers_as_recorded_over_a_kill(tmp_path: Path) -> None:
     assert not differences, "\n\n".join(differences)
 
 
+@pytest.mark.once
 def test_etcd_answers_as_recorded(tmp_path: Path) -> None:
     """The replay itself is right: the server that was recorded passes it."""
     with peers.start_etcd(tmp_path) as etcd:
@@ -88,6 +90,7 @@ def _damage(data: Recording) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.once
 def test_a_difference_is_seen(tmp_path: Path) -> None:
     """Negative control: a server that is off by one field or event does not pass.
 

@@ -28,6 +28,12 @@ def test_every_test_that_starts_a_server_is_in_the_second_run() -> None:
     assert not left_out
 
 
+def test_what_runs_once_starts_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "is_once", True)
+    with pytest.raises(AssertionError, match="once"):
+        peers.start_jotd(tmp_path / "data", journal="memory")
+
+
 def test_a_server_of_this_run_is_served_by_its_transport(tmp_path: Path) -> None:
     before = peers.served[peers.transport()]
     with peers.start_jotd(tmp_path / "data", journal="memory"):

@@ -12,6 +12,8 @@ from tests.history import Log, Op
 from tests.watch import checks
 from tests.watch.checks import Session
 
+pytestmark = pytest.mark.once
+
 KEYS = [b"/registry/pods/%d" % n for n in range(4)] + [b"/registry/minions/a", b"zz"]
 
 

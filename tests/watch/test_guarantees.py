@@ -40,6 +40,7 @@ def test_jotd_keeps_the_watch_guarantees(tmp_path: Path, seed: int) -> None:
         _judge(asyncio.run(scenario.run(jotd.endpoint, seed, _size())), seed)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)
 def test_etcd_keeps_the_watch_guarantees(tmp_path: Path, seed: int) -> None:
     """The harness is right: etcd passes it, but for what `scenario.run` says of it."""
