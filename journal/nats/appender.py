@@ -47,8 +47,6 @@ PART_BYTES = 1 << 20
 """Longest message, where the server takes that: longer ones hold up its other clients."""
 ENVELOPE_BYTES = 1024
 """Room for headers: the server counts them as payload."""
-ACK_S = 3.0
-"""An acknowledgement that takes longer is looked after."""
 WINDOW_BYTES = 8 << 20
 """Bytes sent and not acknowledged."""
 VANISH_S = 11.0
@@ -386,8 +384,9 @@ class Appender:
         if not self._flight:
             return
         oldest = self._flight[0]
-        if oldest.missing and self._loop.time() - oldest.sent > ACK_S:
-            self._link.strike()
+        silent_s = self._loop.time() - oldest.sent
+        if oldest.missing and silent_s > self._head.stream.attempt_s:
+            self._link.strike(silent_s)
             self._fault("no acknowledgement")
         self._timer = self._loop.call_later(_TICK_S, self._tick)
 

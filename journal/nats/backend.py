@@ -28,7 +28,15 @@ from journal.nats.chain import Chain
 from journal.nats.link import Link, Unreachable
 from journal.nats.reader import Changed, Head
 from journal.nats.snapshots import Snapshots, bucket_snapshots, shared_directory
-from journal.nats.stream import STREAM_NOT_FOUND, ApiError, Info, Stored, Stream, translate
+from journal.nats.stream import (
+    ATTEMPT_S,
+    STREAM_NOT_FOUND,
+    ApiError,
+    Info,
+    Stored,
+    Stream,
+    translate,
+)
 from journal.nats.url import Settings, parse
 
 _log = logging.getLogger(__name__)
@@ -38,6 +46,9 @@ MAX_BATCH_BYTES = 32 << 20
 PIPELINE_DEPTH = 8
 PATIENCE_S = 15.0
 """How long a read waits for NATS to elect leaders, which takes it 4 to 9 s."""
+CONTROL_ATTEMPT_S = 0.5
+"""When the control stream has a leader again, ours has to renew its lease before another node takes
+that for lapsed: it must not be waiting for answers to what was sent to nobody."""
 OPEN_S = 20.0
 POLL_S = 1.0
 """A follower that was told nothing asks."""
@@ -93,6 +104,7 @@ class NatsJournal:
         vanish_s: float = VANISH_S,
         patience_s: float = PATIENCE_S,
         open_s: float = OPEN_S,
+        attempt_s: float = ATTEMPT_S,
         kind: str = "data",
     ) -> None:
         settings = parse(settings) if isinstance(settings, str) else settings
@@ -113,7 +125,7 @@ class NatsJournal:
         self._failure: Poisoned | None = None
         # A connection of its own for each: a renewal of a lease is not to wait behind megabytes.
         self._link = Link(settings, f"jotd {kind} {settings.name}")
-        self._stream = Stream(self._link, self.names.stream, patience_s)
+        self._stream = Stream(self._link, self.names.stream, patience_s, attempt_s)
         self._head = Head(self._stream)
         self._appender: Appender | None = None
         self._listening = False
@@ -145,6 +157,7 @@ class NatsJournal:
                 vanish_s=vanish_s,
                 patience_s=patience_s,
                 open_s=open_s,
+                attempt_s=CONTROL_ATTEMPT_S,
                 kind="control",
             )
 

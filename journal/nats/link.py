@@ -32,9 +32,9 @@ CONNECT_S = 3.0
 """For one server."""
 RETRY_S = 0.1
 PING_S = 2
-STRIKES_MAX = 3
-"""So many requests without an answer, one after the other, and another server is tried: this one
-may have lost the rest of the cluster."""
+SILENT_S_MAX = 9.0
+"""Waited so long in all, one request after the other, and another server is tried: this one may
+have lost the rest of the cluster."""
 TELL_S = 30.0
 """What keeps a connection from being had is said again after so long."""
 _WATCH_S = 0.25
@@ -83,7 +83,7 @@ class Link:
         self._heard: dict[str, Subscription] = {}
         self._turn = 0
         self._closed = False
-        self._strikes = 0
+        self._silent_s = 0.0
         self._failure: str | None = None
         """Why there is no connection, as far as is known. What a server said about who connects
         tells more than what came after it."""
@@ -272,7 +272,7 @@ class Link:
 
     async def _take_into_use(self, client: Client) -> None:
         self._client = client
-        self._strikes = 0
+        self._silent_s = 0.0
         self._inbox = f"_INBOX.{os.urandom(12).hex()}"
         await client.subscribe(f"{self._inbox}.*", cb=self._answered)
         for subject, handler in self._handlers.items():
@@ -313,7 +313,7 @@ class Link:
     async def _answered(self, message: Msg) -> None:
         waiter = self._waiting.get(message.subject[len(self._inbox) + 1 :])
         if waiter is not None:
-            self._strikes = 0
+            self._silent_s = 0.0
             waiter(message)
 
     async def listen(self, subject: str, handler: Handler) -> None:
@@ -377,11 +377,11 @@ class Link:
     def forget(self, token: str) -> None:
         self._waiting.pop(token, None)
 
-    def strike(self) -> None:
-        """An answer did not come in time."""
-        self._strikes += 1
-        if self._strikes >= STRIKES_MAX and len(self._settings.servers) > 1:
-            self._strikes = 0
+    def strike(self, silent_s: float) -> None:
+        """An answer did not come in so much time."""
+        self._silent_s += silent_s
+        if self._silent_s >= SILENT_S_MAX and len(self._settings.servers) > 1:
+            self._silent_s = 0.0
             self._lost.set()
 
     async def request(
@@ -416,7 +416,7 @@ class Link:
                     async with asyncio.timeout(timeout):
                         await news.wait()
                 except TimeoutError:
-                    self.strike()
+                    self.strike(timeout)
                     denied = self._denied
                     why = f" ({denied})" if denied and f'"{subject.lower()}"' in denied else ""
                     raise Unreachable(f"no answer from NATS in {timeout:.3g} s{why}") from None

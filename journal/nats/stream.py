@@ -96,10 +96,14 @@ class Stored:
 class Stream:
     """Requests about one stream. Raises Unreachable when there was no answer in `patience_s`."""
 
-    def __init__(self, link: Link, name: str, patience_s: float) -> None:
+    def __init__(
+        self, link: Link, name: str, patience_s: float, attempt_s: float = ATTEMPT_S
+    ) -> None:
+        """`attempt_s`: what has no answer for so long is asked again."""
         self.link = link
         self.name = name
         self.patience_s = patience_s
+        self.attempt_s = attempt_s
 
     async def call(self, verb: str, body: Any = None, *, patience_s: float | None = None) -> Any:
         """One request to the API, repeated until it is answered. ApiError, Unreachable."""
@@ -111,7 +115,9 @@ class Stream:
         while True:
             left = deadline - loop.time()
             try:
-                answers = await self.link.request(subject, payload, max(0.05, min(ATTEMPT_S, left)))
+                answers = await self.link.request(
+                    subject, payload, max(0.05, min(self.attempt_s, left))
+                )
                 answer = json.loads(answers[0].data)
                 if (error := answer.get("error")) is None:
                     return answer
@@ -129,7 +135,7 @@ class Stream:
 
     async def account(self) -> Any:
         """Limits and use of the account."""
-        answers = await self.link.request("$JS.API.INFO", b"", ATTEMPT_S)
+        answers = await self.link.request("$JS.API.INFO", b"", self.attempt_s)
         return json.loads(answers[0].data)
 
     async def info(self, *, subjects: str | None = None, patience_s: float | None = None) -> Info:
@@ -189,7 +195,7 @@ class Stream:
         answers = await self.link.request(
             f"$JS.API.DIRECT.GET.{self.name}",
             json.dumps(body).encode(),
-            ATTEMPT_S,
+            self.attempt_s,
             until=_ends_batch,
         )
         return [
