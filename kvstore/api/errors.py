@@ -53,6 +53,11 @@ TRANSFER_TIMEOUT = ApiError(
     Code.UNAVAILABLE, "etcdserver: request timed out, leader transfer took too long"
 )
 MEMBER_NOT_FOUND = ApiError(Code.NOT_FOUND, "etcdserver: member not found")
+# etcd has no code for it.
+LAST_MEMBER = ApiError(
+    Code.UNKNOWN,
+    "etcdserver: re-configuration failed due to not enough started members",
+)
 # Ours: a member of etcd's that is removed stops.
 MEMBER_IS_LIVE = ApiError(
     Code.FAILED_PRECONDITION,
@@ -104,6 +109,7 @@ _BY_TYPE: dict[type[BaseException], ApiError] = {
     cluster_errors.BadTransferee: BAD_TRANSFEREE,
     cluster_errors.TransferTimeout: TRANSFER_TIMEOUT,
     cluster_errors.MemberNotFound: MEMBER_NOT_FOUND,
+    cluster_errors.LastMember: LAST_MEMBER,
     cluster_errors.MemberIsLive: MEMBER_IS_LIVE,
     cluster_errors.MemberChangeTimeout: TIMEOUT,
     node_errors.CorruptAlarm: CORRUPT,

@@ -79,6 +79,7 @@ class EtcdService:
             "/etcdserverpb.Lease/LeaseTimeToLive": self._lease_time_to_live,
             "/etcdserverpb.Lease/LeaseLeases": self._lease_leases,
             "/etcdserverpb.Cluster/MemberList": self._member_list,
+            "/etcdserverpb.Cluster/MemberRemove": self._member_remove,
             "/etcdserverpb.Maintenance/Alarm": self._alarm,
             "/etcdserverpb.Maintenance/MoveLeader": self._move_leader,
             "/etcdserverpb.Maintenance/Status": self._status,
@@ -87,9 +88,6 @@ class EtcdService:
             "/etcdserverpb.Maintenance/HashKV": self._hash_kv,
             "/grpc.health.v1.Health/Check": self._health_check,
         }
-        if node.cluster is not None:
-            # A node by itself has no members that could go.
-            self._unary["/etcdserverpb.Cluster/MemberRemove"] = self._member_remove
         self._streams: dict[str, tuple[Kind, Callable[[Stream], StreamHandler]]] = {
             "/etcdserverpb.KV/RangeStream": (Kind.SERVER_STREAM, self._range_stream),
             "/etcdserverpb.Watch/Watch": (Kind.BIDI_STREAM, self._watch),

@@ -30,6 +30,10 @@ class MemberNotFound(ClusterError):
     """There is no such member."""
 
 
+class LastMember(ClusterError):
+    """There is no other member that could go on."""
+
+
 class MemberIsLive(ClusterError):
     """The member takes part: it would make itself known again at once."""
 

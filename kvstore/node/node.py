@@ -13,7 +13,7 @@ from typing import Any
 from journal.contract import Conflict, Journal, JournalError, Unknown
 from kvstore.cluster.cluster import Cluster, boottime
 from kvstore.cluster.election import Member, Timing
-from kvstore.cluster.errors import BadTransferee, Superseded
+from kvstore.cluster.errors import BadTransferee, LastMember, MemberNotFound, Superseded
 from kvstore.node import records
 from kvstore.node.appender import Appender
 from kvstore.node.autocompact import AutoCompaction, Never
@@ -195,7 +195,9 @@ class Node:
 
     def remove_member(self, member_id: int, done: Callable[[Exception | None], None]) -> None:
         """Take a member off the list, where there are several; `done` is told how it ended."""
-        assert self.cluster is not None
+        if self.cluster is None:
+            done(LastMember() if member_id == self.member_id else MemberNotFound())
+            return
         self._change(self.cluster.remove(member_id), done)
 
     def _change(

@@ -89,13 +89,6 @@ def test_alarm_actions_that_do_not_exist(jotd: Client) -> None:
     assert not jotd.call("Maintenance.Alarm", rpc.AlarmRequest()).message.alarms
 
 
-def test_a_node_by_itself_removes_no_members(jotd: Client) -> None:
-    """tests/cluster has what several nodes do."""
-    answer = jotd.call("Cluster.MemberRemove", rpc.MemberRemoveRequest(ID=1))
-    text = "unknown method MemberRemove for service etcdserverpb.Cluster"
-    assert (answer.code, answer.text) == (UNIMPLEMENTED, text)
-
-
 @pytest.mark.parametrize("depth", [60, 100, 127, 128, 4990])
 def test_deep_transactions_are_refused(jotd: Client, depth: int) -> None:
     """etcd takes 127 levels; protobuf's parser takes about 50."""

@@ -20,7 +20,15 @@ from tests.oracle.pair import COMPACTED, CURRENT, Pair
 
 pytestmark = pytest.mark.slow
 
-INVALID, NOT_FOUND, EXHAUSTED, PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED = 3, 5, 8, 9, 11, 12
+UNKNOWN, INVALID, NOT_FOUND, EXHAUSTED, PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED = (
+    2,
+    3,
+    5,
+    8,
+    9,
+    11,
+    12,
+)
 
 EMPTY_KEY = "etcdserver: key is not provided"
 KEY_NOT_FOUND = "etcdserver: key not found"
@@ -35,6 +43,7 @@ NO_LEASE = "etcdserver: requested lease not found"
 LEASE_EXISTS = "etcdserver: lease already exists"
 TTL_TOO_LARGE = "etcdserver: too large lease TTL"
 NO_SPACE = "etcdserver: mvcc: database space exceeded"
+LAST_MEMBER = "etcdserver: re-configuration failed due to not enough started members"
 
 
 @dataclass(frozen=True)
@@ -520,3 +529,16 @@ def test_lease_lives(pair: Pair) -> None:
     pair.call("Lease.LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=4, keys=True))
     pair.keep_alive([4, 9])
     pair.call("KV.Range", get(b"\0", range_end=b"\0"))
+
+
+def test_the_only_member_stays(pair: Pair) -> None:
+    """tests/cluster has what several do."""
+    for client in (pair.left, pair.right):
+        (member,) = client.call("Cluster.MemberList", rpc.MemberListRequest()).message.members
+        for member_id, code, text in (
+            (0, NOT_FOUND, "etcdserver: member not found"),
+            (1, NOT_FOUND, "etcdserver: member not found"),
+            (member.ID, UNKNOWN, LAST_MEMBER),
+        ):
+            answer = client.call("Cluster.MemberRemove", rpc.MemberRemoveRequest(ID=member_id))
+            assert (answer.code, answer.text) == (code, text)
