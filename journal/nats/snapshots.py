@@ -48,8 +48,8 @@ from journal.nats.stream import NO_SPACE, STREAM_NOT_FOUND, ApiError, Stored, St
 
 _log = logging.getLogger(__name__)
 
-WINDOW = 8
-"""Messages of a snapshot that were sent and not acknowledged."""
+PAUSE_S_MAX = 0.1
+"""Between two messages of a snapshot; mostly as long as the one before took."""
 ACK_S = 20.0
 ABANDONED_S = 3600.0
 """A snapshot takes minutes; messages without a description that are older were left behind."""
@@ -74,15 +74,16 @@ class Snapshots(SnapshotStore, Protocol):
 
 
 class _Writer:
-    """Sends the messages of one object, some at a time."""
+    """Sends the messages of one object: one at a time, and half of the time.
+
+    What the servers do for a snapshot they cannot do for the journal, whose writes wait behind it.
+    """
 
     def __init__(self, store: BucketSnapshots, nuid: str) -> None:
         self._store = store
         self._subject = chunk_subject(store.bucket, nuid)
         self._framer = Framer()
         self._hash = sha256()
-        self._sending: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
         self.size = 0
         self.messages = 0
 
@@ -94,37 +95,16 @@ class _Writer:
         """Everything is stored; the digest."""
         for message in self._framer.end():
             await self._send(message)
-        while self._sending:
-            await self._wait()
-        if self._failure is not None:
-            raise self._failure
         return digest_text(self._hash.digest())
 
     async def _send(self, message: bytes) -> None:
         self._hash.update(message)
         self.size += len(message)
         self.messages += 1
-        while len(self._sending) >= WINDOW:
-            await self._wait()
-        if self._failure is not None:
-            raise self._failure
-        task = asyncio.get_running_loop().create_task(self._store.publish(self._subject, message))
-        self._sending.add(task)
-        task.add_done_callback(self._sent)
-        # Sent in this order: a task begins when it is its turn.
-        await asyncio.sleep(0)
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failure = self._failure or error
-
-    async def _wait(self) -> None:
-        await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-
-    def cancel(self) -> None:
-        for task in self._sending:
-            task.cancel()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._store.publish(self._subject, message)
+        await asyncio.sleep(min(loop.time() - began, PAUSE_S_MAX))
 
 
 class BucketSnapshots:
@@ -218,7 +198,6 @@ class BucketSnapshots:
             meta = Meta(name, nuid, writer.size, writer.messages, digest, False, time.time())
             await self.publish(meta_subject(self.bucket, name), meta.encode(self.bucket), True)
         except BaseException:
-            writer.cancel()
             await self._discard(nuid)
             raise
         self.sizes[name] = writer.size
