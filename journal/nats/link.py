@@ -33,8 +33,8 @@ CONNECT_S = 3.0
 RETRY_S = 0.1
 PING_S = 2
 SILENT_S_MAX = 9.0
-"""Waited so long in all, one request after the other, and another server is tried: this one may
-have lost the rest of the cluster."""
+"""When so much was missed in a row, another server is tried: this one may have lost the rest of
+the cluster. An acknowledgement that stays away counts anew whenever it is looked for."""
 TELL_S = 30.0
 """What keeps a connection from being had is said again after so long."""
 _WATCH_S = 0.25

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -284,14 +285,8 @@ class EtcdService:
 
     def _member_remove(self, call: Call) -> None:
         request = pb.MemberRemoveRequest.FromString(call.request)
-
-        def done(error: Exception | None) -> None:
-            if error is not None:
-                _fail(call, error)
-            else:
-                call.finish(maintenance.member_list(self._node, self._headers))
-
-        self._node.remove_member(request.ID, done)
+        left = partial(maintenance.member_list, self._node, self._headers)
+        self._node.remove_member(request.ID, _teller(call, left))
 
     def _status(self, call: Call) -> None:
         pb.StatusRequest.FromString(call.request)
@@ -299,14 +294,8 @@ class EtcdService:
 
     def _move_leader(self, call: Call) -> None:
         request = pb.MoveLeaderRequest.FromString(call.request)
-
-        def done(error: Exception | None) -> None:
-            if error is not None:
-                _fail(call, error)
-            else:
-                call.finish(b"")  # etcd sends no header either
-
-        self._node.move_leader(request.targetID, done)
+        # etcd sends no header either.
+        self._node.move_leader(request.targetID, _teller(call, bytes))
 
     def _defragment(self, call: Call) -> None:
         """Nothing is fragmented here: answer as etcd does when it is done."""
@@ -451,6 +440,18 @@ def _finisher(call: Call) -> Callable[[bytes | None, Exception | None], None]:
             call.finish(response or b"")
 
     return finish
+
+
+def _teller(call: Call, answer: Callable[[], bytes]) -> Callable[[Exception | None], None]:
+    """Tells a call how a change ended; `answer` is asked for when it went well."""
+
+    def tell(error: Exception | None) -> None:
+        if error is not None:
+            _fail(call, error)
+        else:
+            call.finish(answer())
+
+    return tell
 
 
 def _while_wanted(call: Call, job: Steps[bytes]) -> Generator[None, None, bytes]:

@@ -189,9 +189,7 @@ class Proposer:
         base = batch.revision or (self._flying[-1].revision if self._flying else 0)
         revision = (base or self._state.store.revision) + 1
         if operation.drains:
-            draft = self._new_draft()
-            draft.begin(revision, self._now())
-            self._drain(operation, draft)
+            self._drain(operation, self._new_draft(revision, self._now()))
             return
         draft = self._draft
         view = draft.view
@@ -221,16 +219,15 @@ class Proposer:
             return
         if self._accept(operation, draft, parts, nbytes, response):
             overlay = self._overlay
-            if view.sealed:
-                for effects in view.sealed:
-                    for _, version, _ in effects:
-                        overlay[version.key] = version
+            for effects in view.sealed:
+                for _, version, _ in effects:
+                    overlay[version.key] = version
             for _, version, _ in view.effects:
                 overlay[version.key] = version
 
-    def _new_draft(self) -> Draft:
+    def _new_draft(self, revision: int = 0, now: float = 0.0) -> Draft:
         state = self._state
-        view = WriteView(state.store, self._overlay, state.store.revision + 1, 0.0)
+        view = WriteView(state.store, self._overlay, revision, now)
         return Draft(view, state.lessor, self._granted)
 
     def _refusal(self, operation: Operation) -> NodeError | None:

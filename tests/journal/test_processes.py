@@ -18,7 +18,7 @@ import pytest
 
 from journal.contract import Locked, NoSpace
 from journal.file import FileJournal
-from tests.unit.journal.workload import SEGMENT_BYTES, SNAPSHOT, payload
+from tests.unit.journal.workload import SEGMENT_BYTES, SNAPSHOT, read_through
 
 pytestmark = pytest.mark.slow
 
@@ -72,12 +72,7 @@ def test_kill_9_in_a_loop_loses_nothing_acknowledged(tmp_path: Path) -> None:
         try:
             assert acknowledged <= opened.tail
             assert opened.oldest <= max(acknowledged - 29, 1)
-            expected = opened.oldest
-            async for entries in journal.read(opened.oldest - 1):
-                for entry in entries:
-                    assert (entry.sequence, entry.payload) == (expected, payload(expected))
-                    expected += 1
-            assert expected == opened.tail + 1
+            await read_through(journal, opened)
             for info in await journal.snapshots.list():
                 assert [chunk async for chunk in journal.snapshots.read(info.name)] == SNAPSHOT
             return opened.tail

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from journal.contract import JournalError, NoSpace, Poisoned
+from journal.contract import JournalError, NoSpace, Opened, Poisoned
 from journal.file import FileJournal
 from journal.file.disk import Disk
 
@@ -85,6 +85,16 @@ async def _snapshot(journal: FileJournal, name: str, life: Life) -> None:
         life.errors.append(error)
 
 
+async def read_through(journal: FileJournal, opened: Opened) -> None:
+    """Every batch that is kept is what was written, up to the tail."""
+    expected = opened.oldest
+    async for entries in journal.read(opened.oldest - 1):
+        for entry in entries:
+            assert (entry.sequence, entry.payload) == (expected, payload(expected))
+            expected += 1
+    assert expected == opened.tail + 1
+
+
 async def check(directory: Path, life: Life) -> None:
     """Everything that was acknowledged is there, nothing else is, and the journal works (I1)."""
     journal = make(directory)
@@ -92,12 +102,7 @@ async def check(directory: Path, life: Life) -> None:
     try:
         assert life.acknowledged <= opened.tail <= max(life.attempted, life.acknowledged)
         assert opened.oldest <= life.trimmed
-        expected = opened.oldest
-        async for entries in journal.read(opened.oldest - 1):
-            for entry in entries:
-                assert (entry.sequence, entry.payload) == (expected, payload(expected))
-                expected += 1
-        assert expected == opened.tail + 1
+        await read_through(journal, opened)
         names = {info.name for info in await journal.snapshots.list()}
         assert life.snapshots <= names <= life.snapshots_maybe
         for name in names:
