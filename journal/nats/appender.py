@@ -1,9 +1,10 @@
 """Appends: several under way, each conditional on the one before, and what became of lost ones.
 
 Every message is published with the stream sequence that it has to follow
-(`Nats-Expected-Last-Sequence`, the fence, I6), the stream (`Nats-Expected-Stream`) and an id by
-which the server may know a repetition (`Nats-Msg-Id`, an aid). A batch is answered when all its
-parts are acknowledged at the sequences that they were meant for *and* every batch before it is.
+(`Nats-Expected-Last-Sequence`, the fence, I6) and the stream (`Nats-Expected-Stream`). A batch is
+answered when all its parts are acknowledged at the sequences that they were meant for *and* every
+batch before it is. There is no id (`Nats-Msg-Id`) by which the server would know a repetition: to
+believe that it knows one would be to believe that it has stored the same.
 
 Anything else that happens (no answer in time, a lost connection, an error of whatever kind) means
 that the outcome is unknown, and R5 applies to everything under way, oldest first:
@@ -53,8 +54,6 @@ VANISH_S = 11.0
 """NATS lets a leader without a quorum believe in itself for 10 s (`lostQuorumInterval`)."""
 _TICK_S = 0.25
 _BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4)
-_IDS_UNTIL_ATTEMPT = 3
-"""From then on without an id, should the server believe in a repetition of what it never stored."""
 _REMEMBERED = 64
 
 
@@ -318,14 +317,10 @@ class Appender:
             await self._changed.wait()
         if self._trouble is not None or self._failed is not None:
             return
-        expected = group.before + index
         headers = {
             "Nats-Expected-Stream": self._head.stream.name,
-            "Nats-Expected-Last-Sequence": str(expected),
+            "Nats-Expected-Last-Sequence": str(group.before + index),
         }
-        if group.attempt < _IDS_UNTIL_ATTEMPT:
-            nonce = self._nonce.hex()
-            headers["Nats-Msg-Id"] = f"{nonce}-{group.batch}-{index + 1}-{expected}"
         token: list[str] = []
         waiter = partial(self._answered, group, index, group.attempt, token)
         group.sent = self._loop.time()

@@ -13,7 +13,6 @@ IDENTITY_KEY = "jotd.identity"
 FORMAT_KEY = "jotd.format"
 SERVER_VERSION_MIN = (2, 12)
 """Older servers may take messages for a stream before they have applied what was stored before."""
-_WINDOW_NS = 120_000_000_000
 
 Config = dict[str, Any]
 
@@ -44,7 +43,6 @@ def journal_config(of: Names, replicas: int, identity: bytes) -> Config:
     """The stream of a journal.
 
     Nothing is ever dropped but by `trim`: no limits, no age, and single messages cannot be deleted.
-    The de-duplication window is an aid for retries, not the fence.
     """
     return {
         "name": of.stream,
@@ -52,7 +50,6 @@ def journal_config(of: Names, replicas: int, identity: bytes) -> Config:
         "subjects": [of.subject],
         **_kept(replicas, identity),
         "max_consumers": -1,
-        "duplicate_window": _WINDOW_NS,
         "deny_delete": True,
         "allow_rollup_hdrs": False,
         "republish": {"src": of.subject, "dest": of.stored},
@@ -88,7 +85,7 @@ def _kept(replicas: int, identity: bytes) -> Config:
     }
 
 
-_FREE = {"name", "description", "metadata", "num_replicas", "duplicate_window", "max_consumers"}
+_FREE = {"name", "description", "metadata", "num_replicas", "max_consumers"}
 _ABSENT = ("mirror", "sources", "subject_transform", "sealed", "allow_msg_ttl", "allow_msg_counter")
 
 

@@ -67,12 +67,15 @@ async def api(cluster: NatsCluster, subject: str, body: Any = None) -> Any:
     return await asyncio.to_thread(cluster.ask, ask)
 
 
-async def publish(cluster: NatsCluster, subject: str, *messages: bytes) -> None:
+async def publish(
+    cluster: NatsCluster, subject: str, *messages: bytes, headers: dict[str, str] | None = None
+) -> None:
     """Past every rule of the journal."""
 
     async def send(client: Any) -> None:
         for message in messages:
-            answer = json.loads((await client.request(subject, message, timeout=5)).data)
+            found = await client.request(subject, message, timeout=5, headers=headers)
+            answer = json.loads(found.data)
             assert "error" not in answer, answer
 
     await asyncio.to_thread(cluster.ask, send)
@@ -96,13 +99,40 @@ async def test_a_rival_voids_what_the_other_had_under_way(cluster: NatsCluster, 
             won = [r for r in results if isinstance(r, int)]
             lost = [r for r in results if not isinstance(r, int)]
             assert all(isinstance(r, Conflict) for r in lost), results
-            assert won == list(range(tail + 1, tail + 1 + len(won)))
+            assert won == list(range(tail + 1, tail + 1 + len(won))), results
             found = await payloads(one, tail)
             assert found == await payloads(two, tail) and len(found) == len(won)
             if isinstance(results[-1], int):
                 assert found == [b"two %d" % round_]
             else:
                 assert found == [b"one %d %d" % (round_, i) for i in range(6)]
+
+
+@on_loop
+async def test_no_id_vouches_for_what_is_stored(cluster: NatsCluster, name: str) -> None:
+    """I6: a server would acknowledge as a repetition what another has stored under the id."""
+    async with opened(cluster.url(name)) as journal:
+        assert await journal.append([b"first"], 0) == 1
+        assert journal._appender is not None
+        chain = journal._head.chain
+        rival, _ = encode(
+            batch=2,
+            part=1,
+            parts=1,
+            nonce=b"x" * 16,
+            prev=chain.digest,
+            settled=1,
+            settled_digest=chain.digest,
+            pieces=[b"rival"],
+        )
+        nonce = journal._appender._nonce.hex()
+        names = config.names(name, "data")
+        id_of_ours = {"Nats-Msg-Id": f"{nonce}-2-1-{chain.sequence}"}
+        await publish(cluster, names.subject, rival, headers=id_of_ours)
+        with pytest.raises(Conflict):
+            await journal.append([b"ours"], 1)
+        assert await payloads(journal) == [b"first", b"rival"]
+        assert await journal.append([b"behind it"], 2) == 3
 
 
 @on_loop
