@@ -110,29 +110,44 @@ async def test_a_rival_voids_what_the_other_had_under_way(cluster: NatsCluster, 
 
 @on_loop
 async def test_no_id_vouches_for_what_is_stored(cluster: NatsCluster, name: str) -> None:
-    """I6: a server would acknowledge as a repetition what another has stored under the id."""
+    """I6: a server would acknowledge a batch as the repetition of one that it has stored void.
+
+    Of a pipeline that a rival has overtaken the second message is stored, void, as batch 3 behind
+    sequence 2. Its writer looks, and may see no further than the rival's: then the next batch that
+    it sends is batch 3 behind sequence 2 as well, and an id made of these names both.
+    """
     async with opened(cluster.url(name)) as journal:
         assert await journal.append([b"first"], 0) == 1
         assert journal._appender is not None
-        chain = journal._head.chain
+        head = journal._head
+        nonce = journal._appender._nonce
         rival, _ = encode(
             batch=2,
             part=1,
             parts=1,
             nonce=b"x" * 16,
-            prev=chain.digest,
+            prev=head.chain.digest,
             settled=1,
-            settled_digest=chain.digest,
+            settled_digest=head.chain.digest,
             pieces=[b"rival"],
         )
-        nonce = journal._appender._nonce.hex()
-        names = config.names(name, "data")
-        id_of_ours = {"Nats-Msg-Id": f"{nonce}-2-1-{chain.sequence}"}
-        await publish(cluster, names.subject, rival, headers=id_of_ours)
-        with pytest.raises(Conflict):
-            await journal.append([b"ours"], 1)
-        assert await payloads(journal) == [b"first", b"rival"]
-        assert await journal.append([b"behind it"], 2) == 3
+        void, _ = encode(
+            batch=3,
+            part=1,
+            parts=1,
+            nonce=nonce,
+            prev=b"overtaken".ljust(16),
+            settled=1,
+            settled_digest=head.chain.digest,
+            pieces=[b"void"],
+        )
+        subject = config.names(name, "data").subject
+        await publish(cluster, subject, rival)
+        await head.look()
+        assert (head.chain.batch, head.chain.sequence) == (2, 2)
+        await publish(cluster, subject, void, headers={"Nats-Msg-Id": f"{nonce.hex()}-3-1-2"})
+        assert await journal.append([b"ours"], 2) == 3
+        assert await payloads(journal) == [b"first", b"rival", b"ours"]
 
 
 @on_loop
