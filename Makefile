@@ -7,6 +7,9 @@ GO ?= go
 CARGO ?= cargo
 ARGS ?=
 
+# Tests start Python hundreds of times: without bytecode each start compiles all sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,6 +23,8 @@ NATIVE_SOURCES := $(wildcard $(addprefix native/,*.toml Cargo.lock src/*.rs \
 SERVED := $(addprefix tests/,crash differential e2e hostile traces unit/cli unit/transport/test_tls.py unit/test_served.py watch)
 # Where they start three nodes: on the best transport there is, once.
 CLUSTER := tests/cluster
+# Some tests wait most of the time, so a few more at once than there are processors.
+FAST_WORKERS ?= 3
 # Whether ARGS says which tests.
 NAMED := $(filter tests%,$(ARGS))
 pytest-on = echo 'test: servers run on --transport $(1)$(if $(2), from $(2))' && \
@@ -99,7 +104,7 @@ test-beside:
 # Compiling takes about as long as these tests do: what is out of date goes, and its sources run.
 test-fast: $(STAMP) ## The tests that take a minute, with the peers that are there already
 	@$(MAKE) -q $(COMPILED) || rm -f $(COMPILED) $(patsubst %.py,%.*.so,$(COMPILED_SOURCES))
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	HYPOTHESIS_EFFORT=short $(BIN)/pytest -m "not slow" $(if $(NAMED),,-n $(FAST_WORKERS) --dist worksteal) $(ARGS)
 
 lint: install ## Check style, types, and that the generated modules are current
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import re
 import signal
 from collections import Counter
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         lines.append(f"{name}: {'.'.join(map(str, found)) if found else 'not found'}")
     form = "compiled" if peers.runs_compiled() else "interpreted"
     return [", ".join(lines), f"jotd is served by: {peers.transport()}, {form}"]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # In a worker of pytest-xdist; the one that started it makes the summary.
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["served"] = dict(peers.served)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    peers.served.update(getattr(node, "workeroutput", {}).get("served", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,7 +7,16 @@ import pytest
 from tests.contract.backends import HARNESSES, Harness
 
 
-@pytest.fixture(params=HARNESSES, ids=lambda kind: kind.__name__.removesuffix("Harness"))
+@pytest.fixture(
+    params=[
+        pytest.param(
+            kind,
+            marks=[] if kind.quick else pytest.mark.slow,
+            id=kind.__name__.removesuffix("Harness"),
+        )
+        for kind in HARNESSES
+    ]
+)
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     made: Harness = request.param()
     yield made

@@ -433,6 +433,7 @@ async def test_figures_and_hooks(harness: Harness) -> None:
     assert journal.stats().appends == 50
 
 
+@pytest.mark.slow
 def test_every_harness_satisfies_the_protocol() -> None:
     for kind in HARNESSES:
         harness = kind()

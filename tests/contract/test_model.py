@@ -7,12 +7,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from journal.contract import Conflict, Journal, Trimmed
 from tests.contract.backends import HARNESSES, Harness, entries
+from tests.property.profiles import moderate
 
 PAYLOADS = st.one_of(
     st.binary(max_size=40),
@@ -129,12 +130,9 @@ def _machine(kind: type[Harness]) -> Callable[[], None]:
     machine = type(f"{kind.__name__}Machine", (JournalMachine,), {"kind": kind})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=25 if kind.quick else 4,
-        stateful_step_count=40 if kind.quick else 25,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
+        moderate(25 if kind.quick else 4), stateful_step_count=40 if kind.quick else 25
     )
-    return case  # type: ignore[no-any-return]
+    return case if kind.quick else pytest.mark.slow(case)  # type: ignore[no-any-return]
 
 
 for _kind in HARNESSES:

@@ -29,6 +29,8 @@ from tests.nats import NatsCluster, request, shared_cluster
 from tests.pki import make_pki
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.slow
+
 IDENTITY = b"i" * 16
 
 
@@ -215,7 +217,6 @@ async def test_a_quiet_poll_is_one_request(cluster: NatsCluster, name: str) -> N
 # Servers and connections that fail
 
 
-@pytest.mark.slow
 @on_loop
 async def test_the_streams_leader_dies_under_pipelined_appends(
     cluster: NatsCluster, name: str
@@ -295,7 +296,6 @@ async def test_lost_acknowledgements_are_found_out(cluster: NatsCluster, name: s
     proxy.stop()
 
 
-@pytest.mark.slow
 @on_loop
 async def test_without_a_quorum_the_outcome_is_unknown_and_found_later(
     cluster: NatsCluster, name: str

@@ -16,6 +16,8 @@ from tests.contract.backends import entries, fill, on_loop
 from tests.nats import NatsCluster
 from tests.nats_auth import Key, Operator
 
+pytestmark = pytest.mark.slow
+
 REFUSAL_S = 1.5
 """For a journal that is not to be had: several tries."""
 

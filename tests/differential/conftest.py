@@ -1,7 +1,7 @@
 """The two servers of the differential tests, started once, restarted when they fall out of step.
 
 `JOTD_DIFFERENTIAL_SUBJECT=etcd` puts a second etcd in the place of jotd: a check of the tests
-themselves. `JOTD_HYPOTHESIS_PROFILE=long` searches for longer.
+themselves. `HYPOTHESIS_EFFORT=long` searches for longer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 #: Multiplies the examples of a test.
-LONG = os.environ.get("JOTD_HYPOTHESIS_PROFILE") == "long"
+LONG = os.environ.get("HYPOTHESIS_EFFORT") == "long"
 
 
 def examples(count: int) -> settings:

@@ -76,6 +76,7 @@ def test_a_start_that_never_succeeds_ends_with_the_logs(
     assert not any(member.runs for member in tries)
 
 
+@pytest.mark.slow
 def test_a_port_that_was_taken_meanwhile_costs_one_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ def test_throughput_is_the_median_by_clients() -> None:
     assert plots.throughput(runs, "jotd") == [(1, 2.0), (4, 3.0)]
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     runs = [

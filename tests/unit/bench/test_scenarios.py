@@ -95,6 +95,7 @@ def test_the_generator_knows_all_options(name: str) -> None:
         jotd_native.load(json.dumps({**options, "endpoints": ["127.0.0.1:1"]}))
 
 
+@pytest.mark.slow
 def test_a_scenario_is_measured_on_a_real_server(tmp_path: Path) -> None:
     require_native()
     settings = Settings(rounds=2, duration_s=0.3, warmup_s=0.0, value_bytes=64)

@@ -138,6 +138,7 @@ def test_puts_are_shown_for_a_person(server: Process, capsys: pytest.CaptureFixt
     assert shown.err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -161,6 +162,7 @@ def test_every_scenario_does_its_work(
         assert report["events"] > 0 and report["event_lag"]["count"] == report["events"]
 
 
+@pytest.mark.slow
 def test_watchers_of_another_server_see_what_is_written_there(
     server: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +186,8 @@ def test_a_fill_writes_every_key_once(server: Process, capsys: pytest.CaptureFix
     assert counted["requests"] > 0
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 def test_kube_does_all_that_a_cluster_does(
     threads: int, server: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:

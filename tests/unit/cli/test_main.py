@@ -122,6 +122,7 @@ def test_what_was_written_is_there_after_kill_9(tmp_path: Path) -> None:
         assert [kv.value for kv in answer.kvs] == [b"1"]
 
 
+@pytest.mark.slow
 def test_a_second_server_gets_neither_the_port_nor_the_data(tmp_path: Path) -> None:
     with start_jotd(tmp_path / "data") as server:
         second = jotd(

@@ -263,6 +263,7 @@ def test_a_greeting_that_does_not_go_on_is_given_up(opening: bytes) -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_a_dead_peer_is_found_by_a_ping() -> None:
     async def main() -> None:
         async with serving(keepalive_interval_s=0.3, keepalive_timeout_s=0.3) as (
@@ -284,6 +285,7 @@ def test_a_dead_peer_is_found_by_a_ping() -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_a_peer_that_dies_after_a_late_pong_is_found_too() -> None:
     """Other frames are a sign of life; the pong behind them must not be left lying about."""
 

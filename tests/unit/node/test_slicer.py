@@ -185,6 +185,7 @@ JOBS: dict[str, Callable[[World], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_no_piece_of_work_is_long(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
@@ -232,6 +233,7 @@ def test_a_snapshot_is_taken_in_short_pieces(monkeypatch: pytest.MonkeyPatch) ->
     run(main)
 
 
+@pytest.mark.slow
 def test_many_answers_and_many_watchers_are_served_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
