@@ -22,7 +22,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     /opt/jotd/bin/pip install --no-cache-dir --disable-pip-version-check '.[nats]'
 # Installing goes on without the native parts where they cannot be built, and without what an extra
 # is for where that has another name. An image without them is none.
-RUN cd / && /opt/jotd/bin/python -c 'import nats, nkeys, jotd_native; \
+RUN cd / && /opt/jotd/bin/python -c 'import nats, nkeys, xxhash, jotd_native; \
     from kvstore.runtime.sources import is_compiled; assert is_compiled()'
 
 FROM python:${PYTHON}-slim-bookworm

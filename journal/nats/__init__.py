@@ -10,10 +10,10 @@ Pure: `url` (what the URL says), `config` (how streams have to be set up), `fram
 `chain` (which messages count), `objects` (a snapshot as an object). With I/O: `credentials` (who
 connects), `link` (the connection), `stream` (the JetStream API), `reader` (finding one's place,
 walking from there), `appender` (several appends under way, and what became of lost ones),
-`snapshots`, `backend` (the contract).
+`placement` (which server leads the stream), `snapshots`, `backend` (the contract).
 
-It needs nats-py and nkeys: `pip install jotd[nats]`. It is offered to jotd by the entry point
-`nats` of the group `jotd.journals`, as anybody else's would be.
+It needs nats-py, nkeys and xxhash: `pip install jotd[nats]`. It is offered to jotd by the entry
+point `nats` of the group `jotd.journals`, as anybody else's would be.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from journal.nats.url import parse
 def open_nats(url: str, data_dir: Path, options: Mapping[str, Any]) -> Journal:
     """A `registry.Factory`. Nothing is kept in `data_dir`. JournalError without nats-py."""
     settings = parse(url)
-    if find_spec("nats") is None or find_spec("nkeys") is None:
-        raise JournalError("the journal `nats` needs nats-py and nkeys: pip install jotd[nats]")
+    if not all(map(find_spec, ("nats", "nkeys", "xxhash"))):
+        raise JournalError(
+            "the journal `nats` needs nats-py, nkeys and xxhash: pip install jotd[nats]"
+        )
     from journal.nats.backend import NatsJournal
 
     return NatsJournal(settings, **options)

@@ -39,6 +39,7 @@ from journal.contract import Conflict, Corrupt, IncompatibleVersion, JournalErro
 from journal.nats.chain import Place
 from journal.nats.frames import HEADER_BYTES, NONCE_BYTES, cut, encode, parts_of
 from journal.nats.link import Link, Unreachable, status
+from journal.nats.placement import Placement
 from journal.nats.reader import Changed, Head, Turns
 from journal.nats.stream import NO_SPACE, ApiError
 
@@ -121,8 +122,12 @@ class Appender:
         on_stored: Callable[[int, float], None],
         on_conflict: Callable[[], None],
         on_failure: Callable[[BaseException | str], JournalError],
+        placement: Placement | None = None,
     ) -> None:
-        """`on_stored(size, seconds)`, `on_conflict()` for each; `on_failure` poisons."""
+        """`on_stored(size, seconds)`, `on_conflict()` for each; `on_failure` poisons.
+
+        `placement` has the stream's leader moved; None where several nodes append all the time.
+        """
         self._head = head
         self._link = link
         self._subject = subject
@@ -132,6 +137,7 @@ class Appender:
         self._on_stored = on_stored
         self._on_conflict = on_conflict
         self._on_failure = on_failure
+        self._placement = placement
         self._loop = asyncio.get_running_loop()
         self._nonce = os.urandom(NONCE_BYTES)
         self._queue: deque[_Call] = deque()
@@ -139,6 +145,8 @@ class Appender:
         self._outstanding = 0
         """Bytes that were sent and not answered."""
         self._changed = asyncio.Event()
+        if placement is not None:
+            placement.on_target = self._changed.set
         self._idle = asyncio.Event()
         self._idle.set()
         self._trouble: str | None = None
@@ -166,6 +174,8 @@ class Appender:
     async def stop(self) -> None:
         self._task.cancel()
         await asyncio.wait({self._task})
+        if self._placement is not None:
+            self._placement.stop()
         if self._timer is not None:
             self._timer.cancel()
         self.fail_all(JournalError("the journal is closed"))
@@ -207,6 +217,12 @@ class Appender:
             if self._trouble is not None:
                 await self._resolve()
                 continue
+            if self._placement is not None and self._placement.target is not None:
+                if not self._flight:
+                    await self._placement.move()
+                    continue
+                # Nothing new goes before what is under way has been answered.
+                return
             if not self._queue or len(self._flight) >= self._depth:
                 return
             call = self._queue[0]
@@ -398,7 +414,10 @@ class Appender:
         group.missing.clear()
         self._tries = 0
         self._changed.set()
-        self._on_stored(group.call.size, self._loop.time() - group.began)
+        now = self._loop.time()
+        self._on_stored(group.call.size, now - group.began)
+        if self._placement is not None:
+            self._placement.appended(now)
         if not group.call.future.done():
             group.call.future.set_result(group.batch)
 

@@ -26,10 +26,12 @@ from journal.nats import config
 from journal.nats.appender import VANISH_S, Appender
 from journal.nats.chain import Chain
 from journal.nats.link import Link, Unreachable
+from journal.nats.placement import Placement
 from journal.nats.reader import Changed, Head
 from journal.nats.snapshots import Snapshots, bucket_snapshots, shared_directory
 from journal.nats.stream import (
     ATTEMPT_S,
+    NO_PEERS,
     STREAM_NOT_FOUND,
     ApiError,
     Info,
@@ -55,6 +57,7 @@ POLL_S = 1.0
 HINT_BYTES = 8 << 20
 """Kept for a follower that is slower than the journal; the rest it reads from the stream."""
 ACCOUNT_S = 10.0
+_ABSENT_RETRY_S = 0.2
 _ROOM = 1 << 62
 _UNSYNCED = (
     "%s: whether the NATS servers sync what they acknowledge cannot be seen from here. Be sure "
@@ -180,6 +183,10 @@ class NatsJournal:
                 raise JournalError(f"cannot open stream {self.names.stream}: {error}") from error
             raise
         self._bytes = info.bytes
+        placement = None
+        if self.control is not None:
+            placement = Placement(self._stream, self._link)
+            self._link.on_connect.append(placement.connected)
         self._appender = Appender(
             self._head,
             self._link,
@@ -190,6 +197,7 @@ class NatsJournal:
             on_stored=self._stored,
             on_conflict=self._conflicted,
             on_failure=self._poison,
+            placement=placement,
         )
         self._state = "open"
         self._link.on_connect.append(self._connected)
@@ -204,6 +212,23 @@ class NatsJournal:
         chain = self._head.chain
         return Opened(identity, chain.batch, min(self._head.oldest, chain.batch + 1))
 
+    async def _create(self, wanted: config.Config) -> Info:
+        """Create the stream; for a while although servers are missing, which may just start."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._open_s
+        told = False
+        while True:
+            try:
+                return await self._stream.create(wanted)
+            except ApiError as error:
+                if error.code != NO_PEERS or loop.time() > deadline:
+                    raise
+                if not told:
+                    told = True
+                    name, replicas = self.names.stream, self.settings.replicas
+                    _log.warning("%s needs %d servers: %s", name, replicas, error.description)
+                await asyncio.sleep(_ABSENT_RETRY_S)
+
     async def _ensure(self) -> Info:
         """The stream, made if it is not there, refused if it is not as it has to be."""
         replicas = self.settings.replicas
@@ -216,7 +241,7 @@ class NatsJournal:
                 raise
             try:
                 # Whoever was first has made it; its identity is the one that counts.
-                info = await stream.create(wanted)
+                info = await self._create(wanted)
             except ApiError as refusal:
                 raise JournalError(
                     f"the NATS servers cannot keep stream {stream.name} with {replicas} replicas: "

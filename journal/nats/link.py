@@ -112,6 +112,11 @@ class Link:
     def max_payload(self) -> int:
         return self._client.max_payload if self._client is not None else 0
 
+    @property
+    def server(self) -> str:
+        """The name of the server at the other end; empty without a connection."""
+        return str(self._client._server_info.get("server_name", "")) if self._client else ""
+
     async def start(self, timeout: float) -> None:
         """Connect. JournalError when no server could be had, or one is too old, or a file with
         credentials cannot be used."""

@@ -22,6 +22,7 @@ from journal.nats.link import Link, Unreachable, status
 STREAM_NOT_FOUND = 10059
 NAME_IN_USE = 10058
 NO_MESSAGE = 10037
+NO_PEERS = 10005
 NO_SPACE = frozenset({10002, 10023, 10028, 10047})
 """Limits of the account, resources of the server, its storage."""
 TRANSIENT = frozenset({10004, 10007, 10008, 10009, 10118, 10167, 10075})
@@ -59,6 +60,16 @@ def translate(error: ApiError) -> JournalError:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """One of the servers that keep a stream, but its leader."""
+
+    current: bool
+    """It is there, and follows the leader."""
+    lag: int
+    """Operations that it is behind."""
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
     """A stream, as its leader sees it."""
 
@@ -70,10 +81,15 @@ class Info:
     bytes: int
     subjects: dict[str, int]
     """Messages of each subject, where they were asked for."""
+    leader: str
+    """The name of the server that leads; empty where there is one server and no cluster."""
+    replicas: dict[str, Replica]
+    """The others, by name."""
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Info:
         state = answer["state"]
+        cluster = answer.get("cluster") or {}
         return cls(
             answer["config"],
             answer["created"],
@@ -82,6 +98,13 @@ class Info:
             state["messages"],
             state["bytes"],
             state.get("subjects") or {},
+            cluster.get("leader", ""),
+            {
+                each["name"]: Replica(
+                    bool(each.get("current")) and not each.get("offline"), each.get("lag", 0)
+                )
+                for each in cluster.get("replicas") or ()
+            },
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import ssl
 import time
@@ -20,10 +21,12 @@ import nats
 import pytest
 
 from journal.contract import Conflict, Corrupt, Entry, JournalError, NoSpace, Poisoned, Unknown
-from journal.nats import config
+from journal.nats import config, placement
 from journal.nats.backend import NatsJournal
 from journal.nats.chain import Chain
 from journal.nats.frames import encode, root
+from journal.nats.placement import may_lead
+from journal.nats.stream import Info
 from tests.contract.backends import entries, fill, on_loop
 from tests.nats import NatsCluster, request, shared_cluster
 from tests.pki import make_pki
@@ -48,6 +51,12 @@ def name(cluster: NatsCluster) -> Iterator[str]:
     cluster.delete_streams(f"jotd-data-{chosen}", f"jotd-control-{chosen}", f"OBJ_jotd-{chosen}")
 
 
+@pytest.fixture(autouse=True)
+def leader_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not moved by the journal: what a test publishes past it could get lost in between."""
+    monkeypatch.setattr(placement, "may_lead", lambda info, server: False)
+
+
 @asynccontextmanager
 async def opened(url: str, **options: Any) -> AsyncIterator[NatsJournal]:
     journal = NatsJournal(url, **options)
@@ -62,9 +71,9 @@ async def payloads(journal: NatsJournal, after: int = 0) -> list[bytes]:
     return [entry.payload for entry in await entries(journal, after)]
 
 
-async def api(cluster: NatsCluster, subject: str, body: Any = None) -> Any:
+async def api(cluster: NatsCluster, subject: str, body: Any = None, timeout: float = 5.0) -> Any:
     async def ask(client: Any) -> Any:
-        return await request(client, subject, body)
+        return await request(client, subject, body, timeout)
 
     return await asyncio.to_thread(cluster.ask, ask)
 
@@ -212,6 +221,73 @@ async def test_a_quiet_poll_is_one_request(cluster: NatsCluster, name: str) -> N
         assert await two.tail() == 3 and len(asked) == 1
         await two.close()
         await one.close()
+
+
+async def leader_of(cluster: NatsCluster, stream: str) -> str:
+    """Empty while there is none, when nobody answers."""
+    try:
+        info = await api(cluster, f"$JS.API.STREAM.INFO.{stream}", timeout=0.2)
+    except nats.errors.TimeoutError:
+        return ""
+    return str(info["cluster"].get("leader") or "")
+
+
+async def move_leader(cluster: NatsCluster, stream: str, server: str) -> None:
+    body = {"placement": {"preferred": server}}
+    await api(cluster, f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", body)
+    while await leader_of(cluster, stream) != server:
+        await asyncio.sleep(0.05)
+
+
+@on_loop
+async def test_the_streams_leader_is_where_the_writer_is_connected(
+    cluster: NatsCluster, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "may_lead", may_lead)
+    monkeypatch.setattr(placement, "LOOK_S", 0.0)
+    monkeypatch.setattr(placement, "PAUSE_S", 0.0)
+    async with opened(cluster.url(name)) as journal:
+        assert journal._appender is not None
+        stream, here = journal.names.stream, journal._link.server
+        for elsewhere in [server.name for server in cluster.servers if server.name != here]:
+            before = await journal.tail()
+            await move_leader(cluster, stream, elsewhere)
+            under_way: list[asyncio.Task[int]] = []
+            tail = before
+            while await leader_of(cluster, stream) != here:
+                under_way += [
+                    asyncio.ensure_future(journal.append([b"%d" % (tail + i)], tail + i))
+                    for i in range(6)
+                ]
+                tail += 6
+                await asyncio.sleep(0.01)
+            assert await asyncio.gather(*under_way) == list(range(before + 1, tail + 1))
+        found = await payloads(journal)
+        assert found == [b"%d" % i for i in range(tail)]
+        # A stream that others append to all the time would go back and forth.
+        assert isinstance(journal.control, NatsJournal)
+        await journal.control.open()
+        assert journal.control._appender is not None
+        assert journal.control._appender._placement is None
+        await journal.control.close()
+
+
+@pytest.mark.parametrize(
+    ("replica", "may"),
+    [
+        ({"name": "here", "current": True}, True),
+        ({"name": "here", "current": True, "lag": 3}, False),
+        ({"name": "here", "current": False}, False),
+        ({"name": "here", "current": True, "offline": True}, False),
+        ({"name": "elsewhere", "current": True}, False),
+    ],
+)
+def test_who_may_lead(replica: dict[str, Any], may: bool) -> None:
+    state = {"first_seq": 1, "last_seq": 1, "messages": 1, "bytes": 1}
+    cluster = {"leader": "there", "replicas": [replica]}
+    info = Info.of({"config": {}, "created": "", "state": state, "cluster": cluster})
+    assert may_lead(info, "here") is may
+    assert not may_lead(info, "there")
 
 
 # Servers and connections that fail
@@ -452,7 +528,30 @@ async def test_a_stream_that_is_set_up_otherwise_is_refused(
     with pytest.raises(JournalError, match=r"max_age is .*deny_delete is .*num_replicas is 1"):
         await NatsJournal(cluster.url(name)).open()
     with pytest.raises(JournalError, match=r"cannot keep stream .* with 5 replicas"):
-        await NatsJournal(cluster.url(name + "x", "replicas=5")).open()
+        await NatsJournal(cluster.url(name + "x", "replicas=5"), open_s=1.0).open()
+
+
+@on_loop
+async def test_a_server_that_is_still_to_come_is_waited_for(tmp_path: Path) -> None:
+    cluster = await asyncio.to_thread(NatsCluster, tmp_path)
+    try:
+        for server in cluster.servers:
+            server.stop()
+            shutil.rmtree(server.store)
+        for server in cluster.servers[:2]:
+            await asyncio.to_thread(server.start)
+        with pytest.raises(JournalError, match=r"cannot keep stream .* no suitable peers"):
+            await NatsJournal(cluster.url("early"), open_s=4.0).open()
+        journal = NatsJournal(cluster.url("late"))
+        opening = asyncio.ensure_future(journal.open())
+        await asyncio.sleep(1.0)
+        assert not opening.done()
+        await asyncio.to_thread(cluster.servers[2].start)
+        await opening
+        assert await journal.append([b"all there"], 0) == 1
+        await journal.close()
+    finally:
+        await asyncio.to_thread(cluster.stop)
 
 
 @on_loop

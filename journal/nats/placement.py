@@ -1,0 +1,114 @@
+"""Where the stream's leader is: best at the server that the one who appends is connected to.
+
+Each message goes to the stream's leader, wherever its writer is connected, and its acknowledgement
+comes back the same way. From another server that is a hop more in both directions, and each batch
+is read and written once more: 46 instead of 39 us of the servers' time for a put here, a twentieth
+of the latency on one machine, and more where a hop is a network's. The leader of the streams is
+chosen by NATS at random; it takes some 30 ms to have it elsewhere, against the 4 to 9 s of an
+election that nobody prepared, so it is asked for, between two appends.
+
+Only the one who appends asks, and not often: where something else moves leaders about, NATS or its
+operator, that is not fought.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from journal.nats.link import Link, Unreachable
+from journal.nats.stream import ApiError, Info, Stream
+
+_log = logging.getLogger(__name__)
+
+LOOK_S = 10.0
+"""How often one who appends looks where the leader is."""
+PAUSE_S = 60.0
+"""Between two moves."""
+_SETTLE_S = 2.0
+_POLL_S = 0.01
+_ANSWER_S = 0.1
+
+
+def may_lead(info: Info, server: str) -> bool:
+    """Whether `server` keeps a replica that has all there is, and is not the leader.
+
+    One that is behind would lose the election, and a real one would have to follow.
+    """
+    replica = info.replicas.get(server)
+    return replica is not None and replica.current and replica.lag == 0
+
+
+class Placement:
+    """Looks where the leader of one stream is, and has it moved."""
+
+    def __init__(self, stream: Stream, link: Link) -> None:
+        self._stream = stream
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._look_at = 0.0
+        self._move_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self.target: str | None = None
+        """The server that should lead, while it does not."""
+        self.moves = 0
+        self.on_target: Callable[[], None] = lambda: None
+        """Called when there is one."""
+
+    def connected(self) -> None:
+        """There is a new connection: look anew."""
+        self.target = None
+        self._look_at = 0.0
+
+    def appended(self, now: float) -> None:
+        """A batch was stored at `now`, the loop's time in seconds."""
+        if now >= self._look_at and self._looking is None:
+            self._look_at = now + LOOK_S
+            self._looking = self._loop.create_task(self._look())
+
+    async def _look(self) -> None:
+        try:
+            info = await self._stream.info(patience_s=1.0)
+            server = self._link.server
+            if self._loop.time() >= self._move_at and may_lead(info, server):
+                self.target = server
+                self.on_target()
+        except (Unreachable, ApiError) as error:
+            _log.debug("%s: where its leader is: %s", self._stream.name, error)
+        finally:
+            self._looking = None
+
+    async def move(self) -> None:
+        """Have `target` lead; nothing of ours may be under way. Never fails: it is but faster."""
+        target, self.target = self.target, None
+        now = self._loop.time()
+        self._move_at = now + PAUSE_S
+        if target != self._link.server:
+            return
+        try:
+            # Replicas that had all of it some appends ago need not have the last one.
+            if not may_lead(await self._stream.info(patience_s=1.0), target):
+                self._move_at = now
+                return
+            where = {"placement": {"preferred": target}}
+            await self._stream.call("STREAM.LEADER.STEPDOWN", where, patience_s=1.0)
+        except (Unreachable, ApiError) as error:
+            _log.info("%s: its leader cannot be had at %s: %s", self._stream.name, target, error)
+            return
+        self.moves += 1
+        while self._loop.time() < now + _SETTLE_S:
+            await asyncio.sleep(_POLL_S)
+            try:
+                leader = (await self._stream.info(patience_s=_ANSWER_S)).leader
+            except (Unreachable, ApiError):
+                # Nobody answers while nobody leads.
+                continue
+            if leader == target:
+                where_to = (self._stream.name, target)
+                _log.info("%s: its leader is now %s, where this node is connected", *where_to)
+                return
+
+    def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
