@@ -155,7 +155,8 @@ class NatsCluster:
         """The server that leads `stream`, waiting until there is one."""
 
         async def look(client: Any) -> str:
-            info = await request(client, f"$JS.API.STREAM.INFO.{stream}")
+            # Nobody answers while nobody leads.
+            info = await request(client, f"$JS.API.STREAM.INFO.{stream}", timeout=0.5)
             return str(info["cluster"]["leader"])
 
         deadline = time.monotonic() + timeout
@@ -167,6 +168,17 @@ class NatsCluster:
                 if time.monotonic() > deadline:
                     raise AssertionError(f"{stream} has no leader: {error!r}") from error
                 time.sleep(0.1)
+
+    def move_leader(self, stream: str, server: NatsServer) -> None:
+        """Have `server` lead `stream`, and wait until it does."""
+
+        async def ask(client: Any) -> None:
+            where = {"placement": {"preferred": server.name}}
+            await request(client, f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", where)
+
+        while self.leader(stream) is not server:
+            self.ask(ask)
+            time.sleep(0.1)
 
     def delete_streams(self, *names: str) -> None:
         """Remove streams, if they are there."""

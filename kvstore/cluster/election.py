@@ -9,7 +9,9 @@ append is conditional on the entry that its writer saw last, so of two claims on
   counted from its own last observation. That was later than the leader's sending, so the leader
   has stopped by then whatever the network did; the margin is for clocks that do not run alike.
 - The wait starts anew when a node comes back into contact with the journal. While nobody can reach
-  it the leader cannot renew either, and an outage of the journal alone changes no leader.
+  it the leader cannot renew either, and an outage of the journal alone changes no leader. Where one
+  answer was long in coming (the journal had its own election) the leader is given a moment to be
+  the first; once only, so that a journal that is always slow does not keep a dead leader in office.
 - A lease that lapsed may be renewed in the same term: nobody else has led meanwhile, or the
   renewal would be refused. Only another's claim ends a term.
 
@@ -46,6 +48,12 @@ class Timing:
         """A leader renews this often: three of them may fail."""
         return self.lease_s / 4
 
+    @property
+    def grace_s(self) -> float:
+        """What a leader needs to renew when the journal answers again: it may just have asked in
+        vain, and asks again after as long as between two renewals."""
+        return 2 * self.renewal_s + self.margin_s
+
 
 class Election:
     """What one node knows of the control journal, and what it may do about it."""
@@ -62,6 +70,8 @@ class Election:
         self._claim = claim
         self._delay_s = delay_s
         self._observed_at: float | None = None
+        self._graced = -1
+        """The entry whose writer had its grace."""
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -117,10 +127,14 @@ class Election:
         if not self.holds:
             self.lease_until = 0.0
 
-    def reached(self, now: float) -> None:
-        """The journal answered, with or without something new."""
+    def reached(self, now: float, silent_s: float = 0.0) -> None:
+        """The journal answered, with or without something new, after `silent_s`."""
         if self._observed_at is None:
             self._observed_at = now
+        elif silent_s > self.timing.renewal_s and self._graced != self.sequence:
+            self._graced = self.sequence
+            at_least = now + self.timing.grace_s - self._patience_s()
+            self._observed_at = max(self._observed_at, at_least)
 
     def lost_contact(self) -> None:
         """The journal did not answer: nothing is known of the leader from here on."""

@@ -119,13 +119,15 @@ class Elector:
 
     async def _look(self) -> None:
         """Take in what is new."""
+        asked_at = self._clock()
         try:
             await self._read()
         except Trimmed:
             # The last entry tells everything.
             self.election.sequence = await self._control.tail() - 1
             await self._read()
-        self.election.reached(self._clock())
+        now = self._clock()
+        self.election.reached(now, now - asked_at)
 
     async def _read(self) -> None:
         election = self.election

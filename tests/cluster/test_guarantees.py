@@ -215,14 +215,25 @@ def test_etcdctl_moves_the_leader_and_says_the_same(cuttable: JotdCluster, tmp_p
             etcd.kill9()
 
 
-def test_an_election_of_nats_is_none_of_jotds(cuttable: JotdCluster) -> None:
-    """The nats-server that leads the stream of the data dies: writes stall, and no more."""
+@pytest.mark.parametrize("control", ["elsewhere", "there too"])
+def test_an_election_of_nats_is_none_of_jotds(cuttable: JotdCluster, control: str) -> None:
+    """The nats-server that leads the stream of the data dies: writes stall, and no more.
+
+    And where it leads the control stream as well: nobody could renew a lease, and the leader is
+    the first to do so.
+    """
 
     async def run() -> None:
         leader = await cuttable.leader()
         await _settled(cuttable)
         before = await status(leader)
         server = await cuttable.stream_leader()
+        others = [each for each in cuttable.nats.servers if each is not server]
+        await asyncio.to_thread(
+            cuttable.nats.move_leader,
+            config.names(cuttable.name, "control").stream,
+            server if control == "there too" else others[0],
+        )
         server.kill9()
         began = time.monotonic()
         writing = asyncio.create_task(first_write(leader.endpoint))

@@ -223,22 +223,6 @@ async def test_a_quiet_poll_is_one_request(cluster: NatsCluster, name: str) -> N
         await one.close()
 
 
-async def leader_of(cluster: NatsCluster, stream: str) -> str:
-    """Empty while there is none, when nobody answers."""
-    try:
-        info = await api(cluster, f"$JS.API.STREAM.INFO.{stream}", timeout=0.2)
-    except nats.errors.TimeoutError:
-        return ""
-    return str(info["cluster"].get("leader") or "")
-
-
-async def move_leader(cluster: NatsCluster, stream: str, server: str) -> None:
-    body = {"placement": {"preferred": server}}
-    await api(cluster, f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", body)
-    while await leader_of(cluster, stream) != server:
-        await asyncio.sleep(0.05)
-
-
 @on_loop
 async def test_the_streams_leader_is_where_the_writer_is_connected(
     cluster: NatsCluster, name: str, monkeypatch: pytest.MonkeyPatch
@@ -249,12 +233,12 @@ async def test_the_streams_leader_is_where_the_writer_is_connected(
     async with opened(cluster.url(name)) as journal:
         assert journal._appender is not None
         stream, here = journal.names.stream, journal._link.server
-        for elsewhere in [server.name for server in cluster.servers if server.name != here]:
+        for elsewhere in [server for server in cluster.servers if server.name != here]:
             before = await journal.tail()
-            await move_leader(cluster, stream, elsewhere)
+            await asyncio.to_thread(cluster.move_leader, stream, elsewhere)
             under_way: list[asyncio.Task[int]] = []
             tail = before
-            while await leader_of(cluster, stream) != here:
+            while (await asyncio.to_thread(cluster.leader, stream)).name != here:
                 under_way += [
                     asyncio.ensure_future(journal.append([b"%d" % (tail + i)], tail + i))
                     for i in range(6)

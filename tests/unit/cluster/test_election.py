@@ -66,6 +66,30 @@ def test_an_outage_of_the_journal_is_no_death_of_the_leader() -> None:
     assert b.may_claim(102.3)
 
 
+def test_a_leader_is_the_first_when_a_silent_journal_answers_again() -> None:
+    _, b = two()
+    b.reached(17.0, silent_s=6.0)
+    assert not b.may_claim(18.1), "the leader has asked in vain as well"
+    assert b.leader(18.1) == A
+    assert b.may_claim(18.3)
+
+
+def test_a_journal_that_is_always_slow_does_not_keep_a_dead_leader_in_office() -> None:
+    _, b = two()
+    for at in range(11, 18):
+        b.reached(at, silent_s=0.9)
+    assert b.may_claim(17.0)
+    b.observe(4, two()[0].renewal(), 18.0)
+    b.reached(25.0, silent_s=6.0)
+    assert not b.may_claim(26.1), "it has lived since, so it has its turn again"
+
+
+def test_a_short_silence_is_none() -> None:
+    _, b = two()
+    b.reached(12.3, silent_s=0.4)
+    assert b.may_claim(12.6)
+
+
 def test_a_lapsed_lease_is_renewed_in_the_same_term() -> None:
     a, _ = two()
     assert a.holds and not a.leads(60.0)

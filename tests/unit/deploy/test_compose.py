@@ -189,12 +189,16 @@ def test_the_toolchain_is_new_enough() -> None:
     assert [*map(int, args["RUST"].split("."))] >= [*map(int, wanted[1].split("."))]
 
 
-@pytest.mark.parametrize("absent", ["nats", "nkeys", "jotd_native"])
+@pytest.mark.parametrize("absent", ["nats", "nkeys", "xxhash", "jotd_native"])
 def test_an_image_without_a_part_of_it_is_not_built(absent: str) -> None:
     runs = [rest for word, rest in files.instructions() if word == "RUN"]
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any("pip install" in run and "'.[nats]'" in run for run in runs)
-    assert {re.split("[<>=]", needed)[0] for needed in extra["nats"]} == {"nats-py", "nkeys"}
+    assert {re.split("[<>=]", needed)[0] for needed in extra["nats"]} == {
+        "nats-py",
+        "nkeys",
+        "xxhash",
+    }
     # What the build does next, with the Python of the tests.
     (check,) = (run for run in runs if " -c " in run)
     text = shlex.split(check)[-1]
