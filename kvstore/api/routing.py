@@ -38,7 +38,8 @@ from kvstore.transport.seam import (
 log = logging.getLogger(__name__)
 
 FORWARDED = "jotd-forwarded"
-"""Metadata key of what one node passes on to another, which never passes it on again."""
+"""Metadata key of what one node passes on to another, which never passes it on again. The value
+is what is left of the time for finding a leader, in milliseconds."""
 
 PASSED_ON = ("authorization", "client-api-version", "token")
 """Metadata of the client's that the leader has to see."""
@@ -177,15 +178,14 @@ class RoutingService:
             call.fail(Code.INTERNAL, "forwarding failed")
 
     async def _answer(self, call: Call) -> None:
-        deadline = asyncio.get_running_loop().time() + REQUEST_TIMEOUT_S
-        metadata = self._metadata(call)
+        deadline = asyncio.get_running_loop().time() + _patience_s(call)
         while not call.cancelled:
             url = await self._leader(deadline, forwarded=_is_forwarded(call))
             if url is None:
                 self._inner.on_calls([call])
                 return
             try:
-                response = await self._ask(url, call, metadata, deadline)
+                response = await self._ask(url, call, deadline)
             except RemoteError as error:
                 if error.message == errors.NOT_LEADER.message or error.unsent:
                     await asyncio.sleep(PAUSE_S)
@@ -203,15 +203,14 @@ class RoutingService:
                 call.finish(response)
                 return
 
-    async def _ask(
-        self, url: str, call: Call, metadata: list[tuple[str, str]], deadline: float
-    ) -> bytes:
+    async def _ask(self, url: str, call: Call, deadline: float) -> bytes:
         """Have the node at `url` answer. Raises RemoteError.
 
         Writes get what is left of etcd's limit. What may take as long as it has to, a list of
         gigabytes for one, gets its time; a read is given up when another node leads, for the
         one that is asked may be frozen.
         """
+        metadata = self._metadata(call, deadline)
         if call.method not in LONG:
             within_s = deadline - asyncio.get_running_loop().time()
             return await self._remote.unary(url, call.method, call.request, metadata, within_s)
@@ -253,9 +252,11 @@ class RoutingService:
             except TimeoutError:
                 continue
 
-    def _metadata(self, call: Call | Stream) -> list[tuple[str, str]]:
+    def _metadata(self, call: Call | Stream, deadline: float) -> list[tuple[str, str]]:
+        left_s = deadline - asyncio.get_running_loop().time()
         found = [(key, call.peer.metadata(key)) for key in PASSED_ON]
-        return [(FORWARDED, "1"), *((key, value) for key, value in found if value is not None)]
+        left = (FORWARDED, str(max(1, round(left_s * 1000))))
+        return [left, *((key, value) for key, value in found if value is not None)]
 
     def _count(self, method: str) -> None:
         self.forwarded[method] = self.forwarded.get(method, 0) + 1
@@ -322,16 +323,14 @@ class _LeaderStream:
 
     async def _pass_on(self) -> None:
         stream, routing = self._stream, self._routing
-        deadline = asyncio.get_running_loop().time() + REQUEST_TIMEOUT_S
+        deadline = asyncio.get_running_loop().time() + _patience_s(stream)
         try:
-            url = await routing._leader(
-                deadline, forwarded=stream.peer.metadata(FORWARDED) is not None
-            )
+            url = await routing._leader(deadline, forwarded=_is_forwarded(stream))
             if url is None:
                 self._serve_here()
                 return
             routing._count(stream.method)
-            metadata = routing._metadata(stream)
+            metadata = routing._metadata(stream, deadline)
             async for message in routing._remote.stream(url, stream.method, self._each(), metadata):
                 stream.send(message)
                 while stream.room <= 0:
@@ -393,8 +392,16 @@ def _is_serializable(request: bytes) -> bool:
         return True  # Whoever looks at it refuses it.
 
 
-def _is_forwarded(call: Call) -> bool:
+def _is_forwarded(call: Call | Stream) -> bool:
     return call.peer.metadata(FORWARDED) is not None
+
+
+def _patience_s(call: Call | Stream) -> float:
+    """How long a leader is waited for: etcd's limit, or what is left of it to the sender."""
+    left = call.peer.metadata(FORWARDED)
+    if left is None or not left.isdecimal():
+        return REQUEST_TIMEOUT_S
+    return min(int(left[:9]) / 1000, REQUEST_TIMEOUT_S)
 
 
 def _is_lost(error: RemoteError) -> bool:

@@ -71,7 +71,8 @@ class Election:
         self._delay_s = delay_s
         self._observed_at: float | None = None
         self._graced = -1
-        """The entry whose writer had its grace."""
+        """The entry whose writer had its grace, which lasted until:"""
+        self._grace_until = 0.0
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -133,8 +134,7 @@ class Election:
             self._observed_at = now
         elif silent_s > self.timing.renewal_s and self._graced != self.sequence:
             self._graced = self.sequence
-            at_least = now + self.timing.grace_s - self._patience_s()
-            self._observed_at = max(self._observed_at, at_least)
+            self._grace_until = now + self.timing.grace_s
 
     def lost_contact(self) -> None:
         """The journal did not answer: nothing is known of the leader from here on."""
@@ -161,7 +161,8 @@ class Election:
             return False
         if not control.leader and control.successor in (0, self.me.id):
             return True
-        return now - self._observed_at >= self._patience_s() + self._delay_s
+        since = max(self._observed_at + self._patience_s(), self._grace_until)
+        return now >= since + self._delay_s
 
     def _patience_s(self) -> float:
         lease_s = max(self.control.lease_ms / 1000, self.timing.lease_s)

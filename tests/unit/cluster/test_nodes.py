@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvstore.api.routing import FORWARDED
 from kvstore.cluster.cluster import NO_LEADER_S
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, RemoteError
@@ -474,6 +475,27 @@ def test_a_leader_that_does_not_answer_is_etcds_timeout() -> None:
             for call in (other.call(KV + "Put", pb.PutRequest(key=b"k")), other.get(b"k")):
                 await call
                 assert call.error == (Code.UNAVAILABLE, "etcdserver: request timed out")
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("left", "waits_s"), [("500", 0.5), ("1", 0.0), ("60000", 7.0), ("-1", 7.0), ("x", 7.0)]
+)
+def test_a_forwarded_call_waits_for_a_leader_no_longer_than_its_sender(
+    left: str, waits_s: float
+) -> None:
+    async def main() -> None:
+        async with cluster(2) as many:
+            first = await many.leader()
+            first.data.silence_s = first.data.control.silence_s = 60.0
+            first.cut()
+            await asyncio.sleep(5)
+            began = now()
+            call = first.call(KV + "Range", pb.RangeRequest(key=b"k"), [(FORWARDED, left)])
+            await call
+            assert call.error == (Code.UNAVAILABLE, "etcdserver: no leader")
+            assert waits_s <= now() - began < waits_s + 0.2
 
     run(main)
 
