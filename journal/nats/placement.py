@@ -26,18 +26,25 @@ LOOK_S = 10.0
 """How often one who appends looks where the leader is."""
 PAUSE_S = 60.0
 """Between two moves."""
+_CATCH_UP_S = 0.1
+"""What a replica may need for what was stored last, with nothing more under way."""
 _SETTLE_S = 2.0
 _POLL_S = 0.01
 _ANSWER_S = 0.1
 
 
+def follows(info: Info, server: str) -> bool:
+    """Whether `server` keeps a replica of the stream, and another server leads."""
+    replica = info.replicas.get(server)
+    return replica is not None and replica.current
+
+
 def may_lead(info: Info, server: str) -> bool:
-    """Whether `server` keeps a replica that has all there is, and is not the leader.
+    """Whether that replica has all there is.
 
     One that is behind would lose the election, and a real one would have to follow.
     """
-    replica = info.replicas.get(server)
-    return replica is not None and replica.current and replica.lag == 0
+    return follows(info, server) and info.replicas[server].lag == 0
 
 
 class Placement:
@@ -71,7 +78,7 @@ class Placement:
         try:
             info = await self._stream.info(patience_s=1.0)
             server = self._link.server
-            if self._loop.time() >= self._move_at and may_lead(info, server):
+            if self._loop.time() >= self._move_at and follows(info, server):
                 self.target = server
                 self.on_target()
         except (Unreachable, ApiError) as error:
@@ -87,10 +94,10 @@ class Placement:
         if target != self._link.server:
             return
         try:
-            # Replicas that had all of it some appends ago need not have the last one.
-            if not may_lead(await self._stream.info(patience_s=1.0), target):
-                self._move_at = now
-                return
+            while not may_lead(await self._stream.info(patience_s=1.0), target):
+                if self._loop.time() > now + _CATCH_UP_S:
+                    return
+                await asyncio.sleep(_POLL_S)
             where = {"placement": {"preferred": target}}
             await self._stream.call("STREAM.LEADER.STEPDOWN", where, patience_s=1.0)
         except (Unreachable, ApiError) as error:

@@ -25,7 +25,7 @@ from journal.nats import config, placement
 from journal.nats.backend import NatsJournal
 from journal.nats.chain import Chain
 from journal.nats.frames import encode, root
-from journal.nats.placement import may_lead
+from journal.nats.placement import follows, may_lead
 from journal.nats.stream import Info
 from tests.contract.backends import entries, fill, on_loop
 from tests.nats import NatsCluster, request, shared_cluster
@@ -54,7 +54,7 @@ def name(cluster: NatsCluster) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def leader_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not moved by the journal: what a test publishes past it could get lost in between."""
-    monkeypatch.setattr(placement, "may_lead", lambda info, server: False)
+    monkeypatch.setattr(placement, "follows", lambda info, server: False)
 
 
 @asynccontextmanager
@@ -227,7 +227,7 @@ async def test_a_quiet_poll_is_one_request(cluster: NatsCluster, name: str) -> N
 async def test_the_streams_leader_is_where_the_writer_is_connected(
     cluster: NatsCluster, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "may_lead", may_lead)
+    monkeypatch.setattr(placement, "follows", follows)
     monkeypatch.setattr(placement, "LOOK_S", 0.0)
     monkeypatch.setattr(placement, "PAUSE_S", 0.0)
     async with opened(cluster.url(name)) as journal:
@@ -266,7 +266,8 @@ async def test_the_streams_leader_is_where_the_writer_is_connected(
         ({"name": "elsewhere", "current": True}, False),
     ],
 )
-def test_who_may_lead(replica: dict[str, Any], may: bool) -> None:
+def test_who_may_lead(replica: dict[str, Any], may: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "follows", follows)
     state = {"first_seq": 1, "last_seq": 1, "messages": 1, "bytes": 1}
     cluster = {"leader": "there", "replicas": [replica]}
     info = Info.of({"config": {}, "created": "", "state": state, "cluster": cluster})
