@@ -12,6 +12,7 @@ import pytest
 
 from kvstore.runtime import sources
 from tests import peers
+from tests.oracle.pair import left_out
 
 # What runs in the tests' own process is driven with doubles and smaller limits, which compiled
 # code does not take. Servers are processes of their own and run what is installed.
@@ -49,11 +50,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["served"] = dict(peers.served)
+        output["left_out"] = dict(left_out)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    peers.served.update(getattr(node, "workeroutput", {}).get("served", {}))
+    output = getattr(node, "workeroutput", {})
+    peers.served.update(output.get("served", {}))
+    left_out.update(output.get("left_out", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

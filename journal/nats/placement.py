@@ -25,12 +25,16 @@ _log = logging.getLogger(__name__)
 LOOK_S = 10.0
 """How often one who appends looks where the leader is."""
 PAUSE_S = 60.0
-"""Between two moves."""
+"""Between two moves; four times as long after each that did not work out, on one connection."""
+_PAUSE_S_MAX = 3600.0
 _CATCH_UP_S = 0.1
 """What a replica may need for what was stored last, with nothing more under way."""
 _SETTLE_S = 2.0
+_AT_ONCE_S = 0.3
+"""The old leader may answer for so long."""
+_ANSWER_S = 1.0
 _POLL_S = 0.01
-_ANSWER_S = 0.1
+_POLL_ANSWER_S = 0.2
 
 
 def follows(info: Info, server: str) -> bool:
@@ -59,7 +63,7 @@ class Placement:
         self._looking: asyncio.Task[None] | None = None
         self.target: str | None = None
         """The server that should lead, while it does not."""
-        self.moves = 0
+        self._pause_s = PAUSE_S
         self.on_target: Callable[[], None] = lambda: None
         """Called when there is one."""
 
@@ -67,6 +71,7 @@ class Placement:
         """There is a new connection: look anew."""
         self.target = None
         self._look_at = 0.0
+        self._pause_s = PAUSE_S
 
     def appended(self, now: float) -> None:
         """A batch was stored at `now`, the loop's time in seconds."""
@@ -76,45 +81,59 @@ class Placement:
 
     async def _look(self) -> None:
         try:
-            info = await self._stream.info(patience_s=1.0)
+            info = await self._stream.info(patience_s=_ANSWER_S)
             server = self._link.server
             if self._loop.time() >= self._move_at and follows(info, server):
                 self.target = server
                 self.on_target()
-        except (Unreachable, ApiError) as error:
-            _log.debug("%s: where its leader is: %s", self._stream.name, error)
+        except Exception as error:
+            _log.debug("%s: where its leader is: %r", self._stream.name, error)
         finally:
             self._looking = None
 
     async def move(self) -> None:
         """Have `target` lead; nothing of ours may be under way. Never fails: it is but faster."""
         target, self.target = self.target, None
-        now = self._loop.time()
-        self._move_at = now + PAUSE_S
-        if target != self._link.server:
+        if target is None or target != self._link.server:
             return
         try:
-            while not may_lead(await self._stream.info(patience_s=1.0), target):
-                if self._loop.time() > now + _CATCH_UP_S:
-                    return
-                await asyncio.sleep(_POLL_S)
-            where = {"placement": {"preferred": target}}
-            await self._stream.call("STREAM.LEADER.STEPDOWN", where, patience_s=1.0)
-        except (Unreachable, ApiError) as error:
-            _log.info("%s: its leader cannot be had at %s: %s", self._stream.name, target, error)
-            return
-        self.moves += 1
-        while self._loop.time() < now + _SETTLE_S:
+            why = await self._move(target)
+        except Exception as error:
+            # Whatever it is, the journal is as good as before.
+            why = str(error) or repr(error)
+        self._move_at = self._loop.time() + self._pause_s
+        name = self._stream.name
+        if why is None:
+            self._pause_s = PAUSE_S
+            _log.info("%s: its leader is now %s, where this node is connected", name, target)
+        else:
+            self._pause_s = min(4 * self._pause_s, _PAUSE_S_MAX)
+            _log.info("%s: its leader cannot be had at %s: %s", name, target, why)
+
+    async def _move(self, target: str) -> str | None:
+        """Why it did not work out, if it did not."""
+        now = self._loop.time
+        stream = self._stream
+        until = now() + _CATCH_UP_S
+        while not may_lead(await stream.info(patience_s=_ANSWER_S), target):
+            if now() > until:
+                return "it lacks something"
+            await asyncio.sleep(_POLL_S)
+        where = {"placement": {"preferred": target}}
+        await stream.call("STREAM.LEADER.STEPDOWN", where, patience_s=_ANSWER_S)
+        began = now()
+        while now() < began + _SETTLE_S:
             await asyncio.sleep(_POLL_S)
             try:
-                leader = (await self._stream.info(patience_s=_ANSWER_S)).leader
+                leader = (await stream.info(patience_s=_POLL_ANSWER_S)).leader
             except (Unreachable, ApiError):
                 # Nobody answers while nobody leads.
                 continue
             if leader == target:
-                where_to = (self._stream.name, target)
-                _log.info("%s: its leader is now %s, where this node is connected", *where_to)
-                return
+                return None
+            if leader and now() > began + _AT_ONCE_S:
+                return f"{leader} leads"
+        return "nobody leads"
 
     def stop(self) -> None:
         if self._looking is not None:

@@ -100,7 +100,7 @@ class Info:
             state.get("subjects") or {},
             cluster.get("leader", ""),
             {
-                each["name"]: Replica(
+                each.get("name", ""): Replica(
                     bool(each.get("current")) and not each.get("offline"), each.get("lag", 0)
                 )
                 for each in cluster.get("replicas") or ()

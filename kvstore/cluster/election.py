@@ -11,7 +11,8 @@ append is conditional on the entry that its writer saw last, so of two claims on
 - The wait starts anew when a node comes back into contact with the journal. While nobody can reach
   it the leader cannot renew either, and an outage of the journal alone changes no leader. Where one
   answer was long in coming (the journal had its own election) the leader is given a moment to be
-  the first; once only, so that a journal that is always slow does not keep a dead leader in office.
+  the first; once for each entry, so that a journal that is always slow does not keep a dead leader
+  in office.
 - A lease that lapsed may be renewed in the same term: nobody else has led meanwhile, or the
   renewal would be refused. Only another's claim ends a term.
 
@@ -71,7 +72,7 @@ class Election:
         self._delay_s = delay_s
         self._observed_at: float | None = None
         self._graced = -1
-        """The entry whose writer had its grace, which lasted until:"""
+        """The entry behind which the leader had its grace, which lasted until:"""
         self._grace_until = 0.0
 
     # -- what is known ---------------------------------------------------------------------

@@ -179,6 +179,8 @@ class Elector:
             # Asked to step down while a renewal was under way: it extends nothing.
             sent_at = float("-inf")
         self.election.committed(sequence, entry, sent_at)
+        now = self._clock()
+        self.election.reached(now, now - sent_at)
         self._renew_at = sent_at + self.election.timing.renewal_s
 
     async def _trim(self) -> None:

@@ -84,6 +84,15 @@ def test_a_journal_that_is_always_slow_does_not_keep_a_dead_leader_in_office() -
     assert not b.may_claim(26.1), "it has lived since, so it has its turn again"
 
 
+def test_an_entry_of_ones_own_that_was_long_in_going_is_a_silence() -> None:
+    a, _ = two()
+    c = Election(Member(3, "c"), b"claim-c", TIMING)
+    c.observe(3, a.control, 10.3)
+    c.committed(4, c.joining(), 10.4)
+    c.reached(17.0, silent_s=6.6)
+    assert not c.may_claim(18.1) and c.may_claim(18.3)
+
+
 def test_a_short_silence_is_none() -> None:
     _, b = two()
     b.reached(12.3, silent_s=0.4)
