@@ -1,6 +1,7 @@
 # Everything a person needs, by name: `make` or `make help` lists it.
 #
-# Knobs: PYTHON (3.11 or newer, makes .venv), GO, CARGO, ARGS (handed to jotd, pytest or bench).
+# Knobs: PYTHON (3.11 or newer, makes .venv), GO, CARGO, ARGS (handed to jotd, pytest or bench),
+# FAST_WORKERS (tests that `make test-fast` runs at once).
 
 PYTHON ?= python3
 GO ?= go

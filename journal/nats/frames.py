@@ -14,8 +14,7 @@ carries
 So a message is checked by itself, and by its successor it is checked for its place. `chain` has
 the rules. The digest is XXH3 with 128 bits: it has to find what was damaged, lost or put in
 another's place, and not to withstand somebody who may write to the stream: he could make all
-digests anew.
-Synchronous, no I/O.
+digests anew. Synchronous, no I/O.
 """
 
 from __future__ import annotations

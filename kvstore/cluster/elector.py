@@ -173,14 +173,14 @@ class Elector:
                 removed.set_exception(NotLeader())
 
     async def _append(self, entry: pb.Control) -> None:
-        sent_at = self._clock()
+        sent_at = asked_at = self._clock()
         sequence = await self._control.append([entry.SerializeToString()], self.election.sequence)
         if self._vacating is not None and entry.kind == pb.Control.RENEW:
             # Asked to step down while a renewal was under way: it extends nothing.
             sent_at = float("-inf")
         self.election.committed(sequence, entry, sent_at)
         now = self._clock()
-        self.election.reached(now, now - sent_at)
+        self.election.reached(now, now - asked_at)
         self._renew_at = sent_at + self.election.timing.renewal_s
 
     async def _trim(self) -> None:

@@ -24,13 +24,13 @@ from journal.contract import Conflict, Corrupt, Entry, JournalError, NoSpace, Po
 from journal.nats import config, placement
 from journal.nats.backend import NatsJournal
 from journal.nats.chain import Chain
-from journal.nats.frames import encode, root
-from journal.nats.placement import follows, may_lead
-from journal.nats.stream import Info
+from journal.nats.frames import root
+from journal.nats.placement import follows
 from tests.contract.backends import entries, fill, on_loop
 from tests.nats import NatsCluster, request, shared_cluster
 from tests.pki import make_pki
 from tests.proxy import Proxy
+from tests.unit.journal.nats_messages import message
 
 pytestmark = pytest.mark.slow
 
@@ -71,9 +71,9 @@ async def payloads(journal: NatsJournal, after: int = 0) -> list[bytes]:
     return [entry.payload for entry in await entries(journal, after)]
 
 
-async def api(cluster: NatsCluster, subject: str, body: Any = None, timeout: float = 5.0) -> Any:
+async def api(cluster: NatsCluster, subject: str, body: Any = None) -> Any:
     async def ask(client: Any) -> Any:
-        return await request(client, subject, body, timeout)
+        return await request(client, subject, body)
 
     return await asyncio.to_thread(cluster.ask, ask)
 
@@ -84,8 +84,8 @@ async def publish(
     """Past every rule of the journal."""
 
     async def send(client: Any) -> None:
-        for message in messages:
-            found = await client.request(subject, message, timeout=5, headers=headers)
+        for each in messages:
+            found = await client.request(subject, each, timeout=5, headers=headers)
             answer = json.loads(found.data)
             assert "error" not in answer, answer
 
@@ -132,26 +132,9 @@ async def test_no_id_vouches_for_what_is_stored(cluster: NatsCluster, name: str)
         assert journal._appender is not None
         head = journal._head
         nonce = journal._appender._nonce
-        rival, _ = encode(
-            batch=2,
-            part=1,
-            parts=1,
-            nonce=b"x" * 16,
-            prev=head.chain.digest,
-            settled=1,
-            settled_digest=head.chain.digest,
-            pieces=[b"rival"],
-        )
-        void, _ = encode(
-            batch=3,
-            part=1,
-            parts=1,
-            nonce=nonce,
-            prev=b"overtaken".ljust(16),
-            settled=1,
-            settled_digest=head.chain.digest,
-            pieces=[b"void"],
-        )
+        rival, _ = message(head.chain, b"rival")
+        overtaken = b"overtaken".ljust(16)
+        void, _ = message(head.chain, b"void", batch=3, nonce=nonce, prev=overtaken)
         subject = config.names(name, "data").subject
         await publish(cluster, subject, rival)
         await head.look()
@@ -170,16 +153,7 @@ async def test_a_batch_above_the_message_limit_and_half_of_one(
         assert await journal.append([b"a" * 100, big, b"z" * 700_000], 0) == 1
         names = config.names(name, "data")
         chain = journal._head.chain
-        half, _ = encode(
-            batch=2,
-            part=1,
-            parts=3,
-            nonce=b"x" * 16,
-            prev=chain.digest,
-            settled=1,
-            settled_digest=chain.digest,
-            pieces=[b"never finished"],
-        )
+        half, _ = message(chain, b"never finished", parts=3)
         await publish(cluster, names.subject, half)
         assert await journal.tail() == 1
         assert await journal.append([big, big], 1) == 2
@@ -254,25 +228,6 @@ async def test_the_streams_leader_is_where_the_writer_is_connected(
         assert journal.control._appender is not None
         assert journal.control._appender._placement is None
         await journal.control.close()
-
-
-@pytest.mark.parametrize(
-    ("replica", "may"),
-    [
-        ({"name": "here", "current": True}, True),
-        ({"name": "here", "current": True, "lag": 3}, False),
-        ({"name": "here", "current": False}, False),
-        ({"name": "here", "current": True, "offline": True}, False),
-        ({"name": "elsewhere", "current": True}, False),
-    ],
-)
-def test_who_may_lead(replica: dict[str, Any], may: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "follows", follows)
-    state = {"first_seq": 1, "last_seq": 1, "messages": 1, "bytes": 1}
-    cluster = {"leader": "there", "replicas": [replica]}
-    info = Info.of({"config": {}, "created": "", "state": state, "cluster": cluster})
-    assert may_lead(info, "here") is may
-    assert not may_lead(info, "there")
 
 
 # Servers and connections that fail
@@ -460,16 +415,7 @@ async def test_what_was_altered_or_taken_out_is_found(cluster: NatsCluster, name
     chain = Chain(0, root(IDENTITY), 0)
     good: list[bytes] = []
     for number in range(1, 9):
-        data, _ = encode(
-            batch=number,
-            part=1,
-            parts=1,
-            nonce=b"w" * 16,
-            prev=chain.digest,
-            settled=chain.batch,
-            settled_digest=chain.digest,
-            pieces=[b"payload %d" % number],
-        )
+        data, _ = message(chain, b"payload %d" % number)
         good.append(data)
         chain.feed(number, data)
     flipped = bytearray(good[4])

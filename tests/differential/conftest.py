@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from tests import peers
 from tests.oracle.faults import CURRENT
 from tests.oracle.pair import Pair, left_out
+from tests.property.profiles import scaled
 
 _COMMON = {
     "deadline": None,
@@ -46,14 +47,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"differential: {count} times not compared: {why}")
 
 
-EFFORT = os.environ.get("HYPOTHESIS_EFFORT", "")
-LONG = EFFORT == "long"
-
-
 def examples(count: int) -> settings:
     """Settings for `count` examples; thirty times as many at a long look, a fifth at a short."""
-    share = {"long": 30, "short": 0.2}.get(EFFORT, 1)
-    return settings(max_examples=max(1, round(count * share)), **_COMMON)
+    return settings(max_examples=scaled(count, long=30), **_COMMON)
 
 
 def subject_is_etcd() -> bool:

@@ -17,9 +17,10 @@ import pytest
 from kvstore.pb import rpc_pb2 as rpc
 from tests import peers
 from tests.differential import strategies as some
-from tests.differential.conftest import LONG, oracle_version, subject_is_etcd
+from tests.differential.conftest import oracle_version, subject_is_etcd
 from tests.oracle.client import Answer, Client
 from tests.oracle.pair import Divergence, Pair
+from tests.property.profiles import LONG
 
 ROUNDS = 30
 SEEDS = 200 if LONG else 8

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.differential import strategies as some
-from tests.differential.conftest import LONG, examples
+from tests.differential.conftest import examples
 from tests.differential.runner import run_steps, shorter
 from tests.oracle.pair import Divergence, Pair
+from tests.property.profiles import LONG
 
 SEEDS = 1500 if LONG else 50
 

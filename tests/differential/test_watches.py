@@ -13,7 +13,6 @@ from kvstore.pb import rpc_pb2 as rpc
 from tests import peers
 from tests.differential import strategies as some
 from tests.differential.conftest import (
-    LONG,
     ORACLE,
     examples,
     needs_oracle,
@@ -24,6 +23,7 @@ from tests.differential.watching import PROGRESS, cancel, create, watch_example
 from tests.oracle.client import Duplex
 from tests.oracle.faults import FAIR
 from tests.oracle.pair import Pair
+from tests.property.profiles import LONG
 
 pytestmark = [
     pytest.mark.slow,

@@ -23,9 +23,11 @@ from journal.nats.frames import (
 )
 from journal.nats.objects import MESSAGE_BYTES, BadObject, Framer, Meta, Unframer
 from journal.nats.url import Settings, parse
+from tests.unit.journal.nats_messages import NONCE as A
+from tests.unit.journal.nats_messages import message
 
 IDENTITY = b"i" * 16
-A, B = b"a" * 16, b"b" * 16
+B = b"b" * 16
 
 
 # What the URL says
@@ -117,31 +119,6 @@ def test_what_is_wrong_with_a_stream_is_named_by_field() -> None:
 
 
 # Messages
-
-
-def message(
-    chain: Chain,
-    payload: bytes = b"x",
-    *,
-    nonce: bytes = A,
-    part: int = 1,
-    parts: int = 1,
-    prev: bytes | None = None,
-    batch: int | None = None,
-    settled: tuple[int, bytes] | None = None,
-) -> tuple[bytes, bytes]:
-    """What a writer at the end of `chain` would send, except for what is given."""
-    known, digest = settled or (chain.batch, chain.digest)
-    return encode(
-        batch=chain.batch + 1 if batch is None else batch,
-        part=part,
-        parts=parts,
-        nonce=nonce,
-        prev=chain.digest if prev is None else prev,
-        settled=known,
-        settled_digest=digest,
-        pieces=[payload],
-    )
 
 
 def fresh() -> Chain:

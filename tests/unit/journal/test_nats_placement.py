@@ -15,6 +15,12 @@ from journal.nats.placement import Placement
 from journal.nats.stream import ApiError, Info
 
 
+def led_by(leader: str, *replicas: dict[str, Any]) -> Info:
+    state = {"first_seq": 1, "last_seq": 1, "messages": 1, "bytes": 1}
+    cluster = {"leader": leader, "replicas": replicas}
+    return Info.of({"config": {}, "created": "", "state": state, "cluster": cluster})
+
+
 class Servers:
     """Stands for stream and link: three servers, one of which leads."""
 
@@ -28,10 +34,7 @@ class Servers:
 
     async def info(self, *, patience_s: float) -> Info:
         names = {"here", "there", "elsewhere"} - {self.leader}
-        replicas = [{"name": name, "current": True} for name in sorted(names)]
-        state = {"first_seq": 1, "last_seq": 1, "messages": 1, "bytes": 1}
-        cluster = {"leader": self.leader, "replicas": replicas}
-        return Info.of({"config": {}, "created": "", "state": state, "cluster": cluster})
+        return led_by(self.leader, *({"name": name, "current": True} for name in sorted(names)))
 
     async def call(self, verb: str, body: Any, *, patience_s: float) -> None:
         assert body == {"placement": {"preferred": "here"}}
@@ -58,6 +61,22 @@ async def tried(servers: Servers) -> Placement:
         await asyncio.sleep(0)
     await made.move()
     return made
+
+
+@pytest.mark.parametrize(
+    ("replica", "may"),
+    [
+        ({"name": "here", "current": True}, True),
+        ({"name": "here", "current": True, "lag": 3}, False),
+        ({"name": "here", "current": False}, False),
+        ({"name": "here", "current": True, "offline": True}, False),
+        ({"name": "elsewhere", "current": True}, False),
+    ],
+)
+def test_who_may_lead(replica: dict[str, Any], may: bool) -> None:
+    info = led_by("there", replica)
+    assert placement.may_lead(info, "here") is may
+    assert not placement.may_lead(info, "there")
 
 
 def test_where_it_works() -> None:
