@@ -17,8 +17,9 @@ from typing import Any
 from bench import report
 from bench.measure import Run, Settings, measure, peak_of
 from bench.million import million
+from bench.programs import ROOT
 from bench.scenarios import ASKED, CLIENTS, FURTHER, SIZED, Scenario
-from bench.servers import NAMES, ROOT, Unavailable
+from bench.servers import NAMES, Unavailable
 
 GROUPS = {"asked": ASKED, "clients": CLIENTS}
 BY_NAME = {scenario.name: scenario for scenario in (*ASKED, *CLIENTS, *FURTHER)}

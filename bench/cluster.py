@@ -26,7 +26,8 @@ import grpc.aio
 from bench.fanout import fan_out
 from bench.measure import load
 from bench.members import Member, etcd, jotd, leader, serving
-from bench.servers import ROOT, Unavailable
+from bench.programs import ROOT
+from bench.servers import Unavailable
 from kvstore.pb import rpc_pb2 as pb
 
 KEYS = {1: 20, 256: 1_000}

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from bench.programs import ROOT
 from bench.scenarios import Scenario
-from bench.servers import ROOT, Server, Unavailable
+from bench.servers import Server, Unavailable
 
 SOURCES = ROOT / "bench" / "load"
 PROGRAM = ROOT / ".tools" / "jotd-goload"

@@ -17,8 +17,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from bench.programs import ROOT, TOOLS, free_ports
 from bench.script import cluster_script
-from bench.servers import ROOT, TOOLS, Server, Unavailable, etcd_program, free_ports
+from bench.servers import Server, Unavailable, etcd_program
 from kvstore.pb import rpc_pb2 as pb
 
 START_S_MAX = 60.0

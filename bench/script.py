@@ -10,7 +10,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from typing import Any
 
-from bench.servers import ROOT
+from bench.programs import ROOT
 
 
 def cluster_script() -> Any:

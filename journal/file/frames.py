@@ -114,10 +114,6 @@ class Frame:
         """The chain value of the next frame."""
         return self.head_crc << 32 | self.payload_crc
 
-    @property
-    def payload_at(self) -> int:
-        return self.offset + HEADER_BYTES
-
     def closing(self) -> bytes:
         """The bytes that must follow the payload."""
         return _PADS[-self.length & 7] + _TRAILER.pack(self.head_crc, END)

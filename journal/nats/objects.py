@@ -23,7 +23,6 @@ MESSAGE_BYTES = 256 << 10
 _HEAD = struct.Struct("<IIQ")
 _END = struct.Struct("<QQ")
 _END_LENGTH = 0xFFFFFFFF
-CHUNK_BYTES_MAX = _END_LENGTH - 1
 
 
 class BadObject(Exception):

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from kvstore.cluster import errors as cluster_errors
 from kvstore.mvcc import errors as store_errors
 from kvstore.node import errors as node_errors
+from kvstore.transport import seam
 from kvstore.transport.seam import Code
 
 
@@ -39,7 +40,7 @@ LEASE_EXISTS = ApiError(Code.FAILED_PRECONDITION, "etcdserver: lease already exi
 LEASE_TTL_TOO_LARGE = ApiError(Code.OUT_OF_RANGE, "etcdserver: too large lease TTL")
 REQUEST_TOO_LARGE = ApiError(Code.INVALID_ARGUMENT, "etcdserver: request is too large")
 TOO_MANY_REQUESTS = ApiError(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
-STOPPED = ApiError(Code.UNAVAILABLE, "etcdserver: server stopped")
+STOPPED = ApiError(Code.UNAVAILABLE, seam.STOPPED)
 TIMEOUT = ApiError(Code.UNAVAILABLE, "etcdserver: request timed out")
 NO_LEADER = ApiError(Code.UNAVAILABLE, "etcdserver: no leader")
 LEADER_CHANGED = ApiError(Code.UNAVAILABLE, "etcdserver: leader changed")

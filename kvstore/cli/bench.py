@@ -38,8 +38,8 @@ SCENARIOS: Mapping[str, str] = {
 
 NOT_INSTALLED = """\
 jotd bench: jotd_native is not installed, and it has the load generator.
-It is a distribution of its own, since it needs Rust to be built: `pip install ./native` in a
-checkout of jotd, or `make native` there."""
+It comes with jotd where it is installed with Rust (https://rustup.rs) at hand: `make native` in a
+checkout, or `pip install` from there once more."""
 
 #: Told the units of work done, and the part of the time that is over.
 Progress = Callable[[int, float], object]

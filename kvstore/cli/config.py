@@ -13,8 +13,6 @@ from kvstore.cli.flags import Parsed, UsageError, parse
 from kvstore.transport.address import ListenUrl
 from kvstore.transport.options import Tls, TransportOptions
 
-#: What etcd adds to --max-request-bytes for the limit on a gRPC message.
-GRPC_OVERHEAD_BYTES = 512 << 10
 #: What `--transport native` needs.
 NATIVE_MODULE = "jotd_native"
 #: What a quota of 0 stands for.
@@ -53,8 +51,8 @@ class ServeConfig:
     """Why that one, for the log."""
     http_urls: tuple[ListenUrl, ...]
     advertise_client_urls: tuple[str, ...]
-    quota_bytes: int | None
-    """None: no limit."""
+    quota_bytes: int
+    """Below 0: no limit."""
     max_request_bytes: int
     max_txn_ops: int
     snapshot_count: int
@@ -66,11 +64,6 @@ class ServeConfig:
     log: LogConfig
     warnings: tuple[str, ...] = ()
     """For the log, once there is one."""
-
-    @property
-    def max_message_bytes(self) -> int:
-        """Longest gRPC message: etcd's limit on a request and what its gRPC layer adds."""
-        return self.max_request_bytes + GRPC_OVERHEAD_BYTES
 
 
 def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig | None:
@@ -113,7 +106,6 @@ def _build(parsed: Parsed) -> ServeConfig:
         advertised = v["advertise-client-urls"]
     else:
         advertised = tuple(map(str, listen))
-    quota = v["quota-backend-bytes"]
     return ServeConfig(
         name=v["name"],
         data_dir=Path(v["data-dir"] or f"{v['name']}.jotd"),
@@ -131,7 +123,7 @@ def _build(parsed: Parsed) -> ServeConfig:
         transport_why=transport_why,
         http_urls=http_urls,
         advertise_client_urls=advertised,
-        quota_bytes=None if quota < 0 else quota or QUOTA_DEFAULT_BYTES,
+        quota_bytes=v["quota-backend-bytes"] or QUOTA_DEFAULT_BYTES,
         max_request_bytes=v["max-request-bytes"],
         max_txn_ops=v["max-txn-ops"],
         snapshot_count=v["snapshot-count"],

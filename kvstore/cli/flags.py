@@ -12,6 +12,7 @@ dash, and booleans without a value. ``JOTD_FLAG_NAME`` in the environment does w
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -546,4 +547,6 @@ def help_text() -> str:
         lines.append("")
     lines.append("JOTD_FLAG_NAME in the environment does what --flag-name does; flags win.")
     lines.append("Flags of etcd's about peers, elections and bbolt are taken, and ignored.")
+    lines.append("Refused, since what they ask for is not here:")
+    lines.extend(textwrap.wrap(", ".join(sorted(REFUSED)), 90, break_on_hyphens=False))
     return "\n".join(lines)

@@ -45,11 +45,6 @@ class Version:
         """The value, decoded; for the few paths that look into it."""
         return decode_key_value(self.framed).value
 
-    @property
-    def size(self) -> int:
-        """Bytes this version counts for in sizes and quotas."""
-        return len(self.framed)
-
     def without_value(self) -> bytes:
         """The wire bytes of a keys_only answer."""
         return encode_key_value(self.key, self.create, self.mod, self.number, b"", 0)

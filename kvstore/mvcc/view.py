@@ -13,7 +13,7 @@ from heapq import merge
 from kvstore.mvcc.buckets import BucketedDict
 from kvstore.mvcc.index import Node
 from kvstore.mvcc.reader import Reader
-from kvstore.mvcc.shard import Shard
+from kvstore.mvcc.shard import VERSION_OVERHEAD_BYTES, Shard
 from kvstore.mvcc.store import SLICE, Sink, Steps, Store
 from kvstore.mvcc.version import Version, delete_version, put_version
 
@@ -38,6 +38,7 @@ class WriteView(Reader):
         "_node",
         "_own",
         "_shard",
+        "budgeted",
         "effects",
         "nbytes",
         "now",
@@ -63,6 +64,8 @@ class WriteView(Reader):
         """Of all effects, as they are journaled."""
         self.sealed: list[list[Effect]] = []
         """Full parts of effects, before `effects`."""
+        self.budgeted: dict[Shard, int] = {}
+        """Bytes that are put into shards with a budget."""
         self._own: BucketedDict[bytes, Version] | None = None
         # The key looked up last, its shard, its newest version and its node: most requests name
         # one key, and name it several times.
@@ -78,6 +81,8 @@ class WriteView(Reader):
         if self.effects:
             self.effects = []
             self.nbytes = 0
+            if self.budgeted:
+                self.budgeted = {}
             self._own = None
             if self.sealed:
                 self.sealed = []
@@ -132,7 +137,11 @@ class WriteView(Reader):
         previous = self.newest(key)
         sub = self._next_sub()
         version = put_version(key, value, lease, self.revision, sub, previous)
-        self._record(self._shard, version, self._node)
+        shard = self._shard
+        if shard.budget_bytes:
+            size = len(version.framed) + VERSION_OVERHEAD_BYTES
+            self.budgeted[shard] = self.budgeted.get(shard, 0) + size
+        self._record(shard, version, self._node)
 
     def delete(self, key: bytes) -> Version | None:
         """Delete a key. Returns what was deleted, None if there was nothing."""

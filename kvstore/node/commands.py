@@ -139,6 +139,7 @@ class AlarmChange(Command):
 
     drains = True  # alarms in flight are in no overlay
     urgent = True
+    mends = True
 
     def __init__(
         self,

@@ -36,4 +36,4 @@ class LeaderFailed(NodeError):
 
 
 class CorruptAlarm(NodeError):
-    """The CORRUPT alarm is raised: no request is served."""
+    """The CORRUPT alarm is raised: nothing is written (etcd's applierV3Corrupt)."""

@@ -56,6 +56,7 @@ class NodeOptions:
     """Where clients and other nodes reach this one."""
     timing: Timing = field(default_factory=Timing)
     quota_bytes: int = 2 << 30
+    """Below 0: no limit."""
     snapshot_entries: int = 0
     """Take a snapshot after this many write requests; 0: when the journal has grown by as much
     as the last snapshot has, and by 256 MiB. So all snapshots together write at most twice what the
@@ -132,7 +133,6 @@ class Node:
         self.proposer.stop(LeaderChanged())
         self.proposer.quota_bytes = self.options.quota_bytes
         self.proposer.on_no_space = self._raise_no_space
-        self.proposer.is_capped = self._is_capped
         self.proposer.on_failure = self._fail
         self.committer = Committer(self.state, self.hub, self.proposer, self.now)
         self.committer.on_compact = self._compact_physically
@@ -349,15 +349,13 @@ class Node:
         """The active alarms, in order.
 
         NOSPACE for a used-up quota is journaled and stays until it is disarmed, as in etcd. For
-        a full disk it is there as long as the journal has no room, and goes by itself.
+        a full disk, and for a shard that has used up its budget, it is there as long as there is no
+        room, and goes by itself.
         """
         active = set(self.state.alarms)
-        if self.proposer.disk_is_full:
+        if self.proposer.disk_is_full or self.proposer.full_shards:
             active.add((self.member_id, pb.NOSPACE))
         return sorted(active)
-
-    def _is_capped(self) -> bool:
-        return any(kind == pb.NOSPACE for _, kind in self.state.alarms)
 
     def _raise_no_space(self) -> None:
         """The quota is used up: raise the alarm, once, as etcd's quotaAlarmer does."""
@@ -387,14 +385,19 @@ class Node:
         self.proposer.look_for_room()
         if now >= self._next_expiry:
             self._next_expiry = now + EXPIRY_PERIOD_S
-            for lease_id in self.state.lessor.due(now, REVOKES_PER_PERIOD):
-                self.leases_expired += 1
-                self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
+            self._expire_leases(now)
         target = self._auto_compaction.due(now, self.state.store.revision)
         if target is not None and target > self.state.store.compact_revision:
             self.proposer.submit(Compaction(self.state, target, nothing, nobody))
         if self._snapshot_is_due():
             self.start_snapshot()
+
+    def _expire_leases(self, now: float) -> None:
+        if self.state.has_alarm(pb.CORRUPT):
+            return  # Each would be refused, and counted.
+        for lease_id in self.state.lessor.due(now, REVOKES_PER_PERIOD):
+            self.leases_expired += 1
+            self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
 
     # -- compaction ------------------------------------------------------------------------
 

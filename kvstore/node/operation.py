@@ -49,11 +49,13 @@ class Operation:
 
     `drains`: it needs more than single keys, so it waits until nothing is in flight and holds
     what comes after it (R4). `cost_bytes`: what it may add, for the quota; 0 for what
-    frees space. `urgent`: it may use the journal's headroom.
+    frees space. `urgent`: it may use the journal's headroom. `mends`: it goes on while there is a
+    CORRUPT alarm.
     """
 
     drains = False
     urgent = False
+    mends = False
     cost_bytes = 0
     submitted_at = 0.0
     response = b""

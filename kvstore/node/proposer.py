@@ -21,6 +21,7 @@ from kvstore.mvcc.version import Version
 from kvstore.mvcc.view import WriteView
 from kvstore.node import records
 from kvstore.node.errors import (
+    CorruptAlarm,
     NodeError,
     NoSpace,
     RequestTimeout,
@@ -31,7 +32,7 @@ from kvstore.node.errors import (
 from kvstore.node.operation import Draft, Operation
 from kvstore.node.slicer import Slicer
 from kvstore.node.state import State
-from kvstore.pb import record_pb2
+from kvstore.pb import record_pb2, rpc_pb2
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,11 @@ class Batch:
     """What goes to the journal in one append, and whom to tell.
 
     `items` are its effects in order; those of a huge operation stand before them in `bulk`, in
-    parts.
+    parts. `budgeted`: bytes that it puts into shards with a budget.
     """
 
     __slots__ = (
+        "budgeted",
         "bulk",
         "items",
         "nbytes",
@@ -76,6 +78,7 @@ class Batch:
     )
 
     def __init__(self) -> None:
+        self.budgeted: dict[Shard, int] = {}
         self.bulk: Sequence[Sequence[Item]] = ()
         self.items: list[Item] = []
         self.parts: list[bytes] = []
@@ -121,10 +124,11 @@ class Proposer:
         self._state_bytes = state.size_bytes
         # For all that do not drain: they are evaluated one by one, in one step each.
         self._draft = self._new_draft()
-        self.quota_bytes = 0
+        self.quota_bytes = -1
         self.disk_is_full = False
+        self.full_shards: dict[Shard, int] = {}
+        """Shards whose budget refused something, and how many bytes that was."""
         self.on_no_space: Callable[[], None] = lambda: None
-        self.is_capped: Callable[[], bool] = lambda: False
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         self.failed = 0
         self.wake_at = 1
@@ -231,11 +235,14 @@ class Proposer:
         return Draft(view, state.lessor, self._granted)
 
     def _refusal(self, operation: Operation) -> NodeError | None:
+        state = self._state
+        if state.alarms and not operation.mends and state.has_alarm(rpc_pb2.CORRUPT):
+            return CorruptAlarm()
         if operation.cost_bytes:
-            if self.disk_is_full or (self._state.alarms and self.is_capped()):
+            if self.disk_is_full or (state.alarms and state.has_alarm(rpc_pb2.NOSPACE)):
                 return NoSpace()
             size = self._state_bytes + self._bytes + operation.cost_bytes
-            if self.quota_bytes and size > self.quota_bytes:
+            if 0 <= self.quota_bytes < size:
                 self.on_no_space()
                 return NoSpace()
         return None
@@ -332,6 +339,8 @@ class Proposer:
             batch.items.append((None, draft.stand_in, None))
         for framed in parts:
             batch.parts.append(framed)
+        for shard, size in draft.view.budgeted.items():
+            batch.budgeted[shard] = batch.budgeted.get(shard, 0) + size
         batch.nbytes += nbytes
         self._bytes += nbytes
         operation.response = response
@@ -344,13 +353,8 @@ class Proposer:
         self.on_failure(failure)
 
     def _has_room(self, operation: Operation, draft: Draft, nbytes: int) -> bool:
-        for shard, version, _ in draft.view.effects:
-            if (
-                shard.budget_bytes
-                and version.number
-                and shard.size_bytes + version.size > shard.budget_bytes
-            ):
-                return False
+        if draft.view.budgeted and not self._is_within_budgets(draft.view.budgeted):
+            return False
         if nbytes <= self._reserved:
             self._reserved -= nbytes
             return True
@@ -362,8 +366,32 @@ class Proposer:
         self.disk_is_full = True
         return False
 
+    def _is_within_budgets(self, budgeted: dict[Shard, int]) -> bool:
+        """Whether shards have room for what an operation puts into them.
+
+        Beside all that is in flight; what a batch has applied of itself while it is being committed
+        counts twice until it is.
+        """
+        for shard, added in budgeted.items():
+            size = shard.size_bytes + added
+            for batch in (*self._flying, self._open):
+                size += batch.budgeted.get(shard, 0)
+            if size > shard.budget_bytes:
+                if shard not in self.full_shards:
+                    log.warning(
+                        "a shard's budget is used up: puts to it are refused",
+                        extra={"fields": {"shard": shard.name, "budget": shard.budget_bytes}},
+                    )
+                self.full_shards[shard] = added
+                return False
+        return True
+
     def look_for_room(self) -> None:
-        """Find out whether a disk that was full has room again: for more than one write."""
+        """Find out whether what was full has room again; a disk for more than one write."""
+        for shard, added in list(self.full_shards.items()):
+            if shard.size_bytes + added <= shard.budget_bytes:
+                log.info("a shard has room again", extra={"fields": {"shard": shard.name}})
+                del self.full_shards[shard]
         if self.disk_is_full and self._stopped is None:
             try:
                 self.disk_is_full = not self._journal.reserve(ROOM_BYTES)

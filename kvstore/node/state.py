@@ -36,6 +36,10 @@ class State:
         self.cluster_id = 0
         self.member_id = 0
 
+    def has_alarm(self, kind: int) -> bool:
+        """Whether any member has an alarm of that kind (etcdserverpb.AlarmType)."""
+        return any(found == kind for _, found in self.alarms)
+
     @property
     def size_bytes(self) -> int:
         """What counts against the quota: all kept versions, and the leases."""

@@ -12,12 +12,10 @@ import grpc
 
 from kvstore.transport.address import ListenUrl
 from kvstore.transport.options import Tls, TransportOptions
+from kvstore.transport.unix import refuse_live
 
-#: What etcd's clients read as "this member goes away, try another" (rpctypes.ErrGRPCStopped).
-STOPPED = "etcdserver: server stopped"
 #: grpc-go's words for a call that ends without a request.
 NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
-INTERNAL = "internal error; the server's log has the details"
 
 #: gRPC core refuses a message of this many times our own limit before it is read, so that a
 #: length field of gigabytes costs nothing (I8). Between the two limits the message is read and
@@ -99,7 +97,7 @@ def _credentials(tls: Tls) -> Any:
 def _bind(add_port: AddPort, url: ListenUrl, credentials: Any) -> ListenUrl:
     if url.is_unix:
         # gRPC core would unlink the socket of a live server and take its place.
-        _refuse_live_socket(url.path)
+        refuse_live(url.path)
         target = f"unix:{url.path}"
     else:
         target = ListenUrl(url.scheme, url.bind_host, url.port).netloc
@@ -110,16 +108,6 @@ def _bind(add_port: AddPort, url: ListenUrl, credentials: Any) -> ListenUrl:
     if not port:
         raise _bind_error(url, "gRPC core cannot bind it")
     return url if url.is_unix else ListenUrl(url.scheme, url.host, int(port))
-
-
-def _refuse_live_socket(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError:
-            return
-    raise OSError(errno.EADDRINUSE, f"listen unix {path}: bind: address already in use")
 
 
 def _bind_error(url: ListenUrl, text: str) -> OSError:

@@ -21,9 +21,7 @@ import grpc.aio
 
 from kvstore.transport.address import ListenUrl
 from kvstore.transport.grpccore import (
-    INTERNAL,
     NO_REQUEST,
-    STOPPED,
     bare_address,
     bind_all,
     core_options,
@@ -31,7 +29,16 @@ from kvstore.transport.grpccore import (
 )
 from kvstore.transport.options import TransportOptions
 from kvstore.transport.pieces import Pieces
-from kvstore.transport.seam import Call, Code, Kind, Peer, Service, StreamHandler
+from kvstore.transport.seam import (
+    INTERNAL,
+    STOPPED,
+    Call,
+    Code,
+    Kind,
+    Peer,
+    Service,
+    StreamHandler,
+)
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvstore.transport.seam import Code, Kind, StreamHandler
+from kvstore.transport.seam import INTERNAL, Code, Kind, StreamHandler
 
 if TYPE_CHECKING:
     from jotd_native import Stream
 
 log = logging.getLogger(__name__)
-
-INTERNAL = "internal error; the server's log has the details"
 
 
 class Inflow:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import resource
-import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Any
@@ -22,14 +19,12 @@ from typing import Any
 import jotd_native as door_module
 
 from kvstore.transport.address import ListenUrl
-from kvstore.transport.inflow import INTERNAL, Inflow
+from kvstore.transport.inflow import Inflow
 from kvstore.transport.options import TransportOptions
-from kvstore.transport.seam import Code, Kind, Service
+from kvstore.transport.seam import INTERNAL, STOPPED, Code, Kind, Service
+from kvstore.transport.unix import make_way
 
 log = logging.getLogger(__name__)
-
-#: What etcd's clients read as "this member goes away, try another" (rpctypes.ErrGRPCStopped).
-STOPPED = "etcdserver: server stopped"
 
 #: Calls handed to the service at once. Answers of one chunk are on their way while the next is
 #: being served; much larger, and the two threads would take turns.
@@ -76,7 +71,7 @@ class NativeTransport:
         kinds = [(name, service.kind(name)) for name in self._methods]
         for url in options.listen:
             if url.is_unix:
-                _make_way(url.path)
+                make_way(url.path)
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._drained = self._loop.create_future()
@@ -269,20 +264,3 @@ def _pem(options: TransportOptions) -> tuple[bytes, bytes, bytes | None] | None:
         raise ValueError(f"{secure[0]} needs a certificate and a key")
     roots = tls.trusted_ca_file.read_bytes() if tls.trusted_ca_file else None
     return tls.cert_file.read_bytes(), tls.key_file.read_bytes(), roots
-
-
-def _make_way(path: str) -> None:
-    """Removes the socket of a server that is gone. Raises OSError if it is there still."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-    except OSError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, f"listen unix {path}: bind: address already in use")

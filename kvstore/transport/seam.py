@@ -16,6 +16,12 @@ from typing import Protocol
 
 from kvstore.transport.address import ListenUrl
 
+STOPPED = "etcdserver: server stopped"
+"""What etcd's clients read as "this member goes away, try another" (rpctypes.ErrGRPCStopped)."""
+
+INTERNAL = "internal error; the server's log has the details"
+"""What a client is told of a fault of ours."""
+
 
 class Code(enum.IntEnum):
     """gRPC status codes, by their numbers on the wire."""

@@ -195,3 +195,29 @@ def test_progress_beside_an_overtaken_watch(jotd: Client) -> None:
         stream.send(PROGRESS)
         answer = stream.next()
         assert (answer.watch_id, answer.header.revision) == (-1, at)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("v3lockpb.Lock/Lock", "unknown service v3lockpb.Lock"),
+        ("v3electionpb.Election/Campaign", "unknown service v3electionpb.Election"),
+        ("etcdserverpb.Auth/AuthEnable", "unknown service etcdserverpb.Auth"),
+        (
+            "etcdserverpb.Maintenance/Snapshot",
+            "unknown method Snapshot for service etcdserverpb.Maintenance",
+        ),
+        (
+            "etcdserverpb.Maintenance/Downgrade",
+            "unknown method Downgrade for service etcdserverpb.Maintenance",
+        ),
+        (
+            "etcdserverpb.Cluster/MemberAdd",
+            "unknown method MemberAdd for service etcdserverpb.Cluster",
+        ),
+    ],
+)
+def test_what_is_not_here(jotd: Client, path: str, text: str) -> None:
+    """As an etcd answers that was built without it."""
+    answer = jotd.raw(f"/{path}", b"")
+    assert (answer.code, answer.text) == (UNIMPLEMENTED, text)

@@ -43,6 +43,8 @@ NO_LEASE = "etcdserver: requested lease not found"
 LEASE_EXISTS = "etcdserver: lease already exists"
 TTL_TOO_LARGE = "etcdserver: too large lease TTL"
 NO_SPACE = "etcdserver: mvcc: database space exceeded"
+DATA_LOSS = 15
+CORRUPT = "etcdserver: corrupt cluster"
 LAST_MEMBER = "etcdserver: re-configuration failed due to not enough started members"
 
 
@@ -475,6 +477,59 @@ def test_space(pair: Pair) -> None:
         ):
             pair.call(method, request)
     finally:
+        pair.call("Maintenance.Alarm", lowered)
+    assert pair.call("KV.Put", put()).ok
+    pair.call("Maintenance.Alarm", rpc.AlarmRequest())
+
+
+def test_corruption(pair: Pair) -> None:
+    """What a CORRUPT alarm forbids and what it leaves: nothing is written or expires any more."""
+    pair.call("Lease.LeaseGrant", rpc.LeaseGrantRequest(ID=1, TTL=5000))
+    pair.call("KV.Put", put(b"k", b"v", lease=1))
+    raised = rpc.AlarmRequest(action=rpc.AlarmRequest.ACTIVATE, memberID=5, alarm=rpc.CORRUPT)
+    lowered = rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, memberID=5, alarm=rpc.CORRUPT)
+    full = rpc.AlarmRequest(action=rpc.AlarmRequest.ACTIVATE, memberID=5, alarm=rpc.NOSPACE)
+    emptied = rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, memberID=5, alarm=rpc.NOSPACE)
+    pair.call("Maintenance.Alarm", raised)
+    try:
+        pair.call("Maintenance.Alarm", rpc.AlarmRequest())
+        for requests in range(2):
+            for method, request in (
+                ("KV.Put", put()),
+                ("KV.Put", put(lease=77)),
+                ("KV.Put", put(b"none", b"", ignore_value=True)),
+                ("KV.DeleteRange", delete()),
+                ("KV.DeleteRange", delete(b"none")),
+                ("KV.Txn", txn(put())),
+                ("KV.Txn", txn(failure=(put(b"z"),))),
+                ("KV.Txn", txn(delete(b"none"))),
+                ("KV.Compact", rpc.CompactionRequest(revision=CURRENT)),
+                ("KV.Compact", rpc.CompactionRequest(revision=CURRENT + 1)),
+                ("Lease.LeaseGrant", rpc.LeaseGrantRequest(ID=2, TTL=60)),
+                ("Lease.LeaseGrant", rpc.LeaseGrantRequest(ID=1, TTL=60)),
+                ("Lease.LeaseRevoke", rpc.LeaseRevokeRequest(ID=1)),
+                ("Lease.LeaseRevoke", rpc.LeaseRevokeRequest(ID=77)),
+            ):
+                answer = pair.call(method, request)
+                assert (answer.code, answer.text) == (DATA_LOSS, CORRUPT), request
+            if not requests:
+                # Space is asked about behind that.
+                pair.call("Maintenance.Alarm", full)
+        for method, request in (
+            # Checked before that.
+            ("KV.Put", put(b"")),
+            ("KV.Txn", txn(put(), put())),
+            # Allowed.
+            ("KV.Range", get()),
+            ("KV.Txn", txn(get())),
+            ("KV.Txn", txn()),
+            ("Lease.LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=1, keys=True)),
+            ("Lease.LeaseLeases", rpc.LeaseLeasesRequest()),
+            ("Maintenance.HashKV", rpc.HashKVRequest()),
+        ):
+            pair.call(method, request)
+    finally:
+        pair.call("Maintenance.Alarm", emptied)
         pair.call("Maintenance.Alarm", lowered)
     assert pair.call("KV.Put", put()).ok
     pair.call("Maintenance.Alarm", rpc.AlarmRequest())

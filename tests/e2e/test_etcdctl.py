@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -383,11 +384,29 @@ def test_endpoint_status(twins: Twins) -> None:
     assert ours["leader"] == ours["header"]["member_id"] != 0
     assert ours["raftTerm"] >= 1
     assert ours["dbSize"] >= ours["dbSizeInUse"] > 0
+    assert ours["dbSizeQuota"] == theirs["dbSizeQuota"] == 2 << 30
     # kube-apiserver reads it to know what the store can do.
     assert tuple(map(int, ours["version"].split(".")[:2])) >= (3, 7) or STORE == "etcd"
     assert not ours.get("errors")
     table = etcdctl(twins.store, "endpoint", "status", "-w", "table").stdout
     assert twins.store.endpoint in table
+
+
+@slow
+@pytest.mark.parametrize("quota", [-1, 100 << 20])
+def test_what_is_said_of_a_quota(tmp_path: Path, quota: int) -> None:
+    """Alerts divide by it: where there is none it must not be 0."""
+    flag = f"--quota-backend-bytes={quota}"
+    found = []
+    for start in (start_store, lambda path, flag: peers.start_etcd(path, [flag])):
+        with start(tmp_path, flag) as server:
+            answer = json.loads(etcdctl(server, "endpoint", "status", "-w", "json").stdout)
+            with urllib.request.urlopen(f"{server.metrics_url}/metrics", timeout=10) as reply:
+                text = reply.read().decode()
+            gauge = re.search(r"^etcd_server_quota_backend_bytes (\S+)$", text, re.MULTILINE)
+            assert gauge is not None
+            found.append((answer[0]["Status"]["dbSizeQuota"], float(gauge[1])))
+    assert found == [(quota, quota)] * 2
 
 
 @slow

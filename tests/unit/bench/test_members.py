@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import members, servers
+from bench import members, programs
 from bench.members import Member, StartFailed
 from tests.peers import require
 
@@ -19,7 +19,7 @@ def shell(name: str, place: Path, script: str) -> Member:
 
 
 def test_ports_are_none_that_a_connection_is_given() -> None:
-    ports = servers.free_ports(40)
+    ports = programs.free_ports(40)
     assert len(set(ports)) == 40
     given = Path("/proc/sys/net/ipv4/ip_local_port_range")
     if given.exists() and int(given.read_text().split()[0]) > 12_000:
@@ -89,7 +89,7 @@ def test_a_port_that_was_taken_meanwhile_costs_one_try(
 
         def ports(count: int) -> list[int]:
             asked.append(count)
-            found = servers.free_ports(count)
+            found = programs.free_ports(count)
             return [*found[:-1], taken.getsockname()[1]] if len(asked) == 1 else found
 
         monkeypatch.setattr(members, "free_ports", ports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,6 @@ def test_defaults_are_etcds() -> None:
     assert [str(url) for url in found.http_urls] == ["http://127.0.0.1:2381"]
     assert found.quota_bytes == 2 << 30
     assert (found.max_request_bytes, found.max_txn_ops) == (1572864, 128)
-    assert found.max_message_bytes == 1572864 + (512 << 10)
     assert found.auto_compaction == AutoCompaction()
     assert found.watch_progress_notify_interval_s == 600
     assert found.transport.keepalive_min_time_s == 5
@@ -43,7 +43,7 @@ def test_defaults_are_etcds() -> None:
 )
 def test_gos_flag_syntax(argv: tuple[str, ...]) -> None:
     found = config(*argv)
-    assert (found.name, found.data_dir, found.quota_bytes) == ("a", Path("/d"), None)
+    assert (found.name, found.data_dir, found.quota_bytes) == ("a", Path("/d"), -1)
 
 
 def test_a_boolean_takes_no_word_of_its_own(tmp_path: Path) -> None:
@@ -220,11 +220,13 @@ def test_urls_come_in_lists_without_repeats() -> None:
     assert found.advertise_client_urls == ("http://example.com:1",)
 
 
-def test_help_names_every_served_flag() -> None:
+def test_help_names_every_flag_that_is_served_or_refused() -> None:
     assert serve_config(["--help"], {}) is None
     assert serve_config(["--name", "x", "-h"], {}) is None
     text = flags.help_text()
     assert all(f"  --{name} '" in text for name in FLAGS)
+    refused = text[text.index("Refused") :]
+    assert REFUSED.keys() <= set(re.split(r"[,\s]+", refused))
 
 
 def test_no_flag_is_in_two_lists() -> None:

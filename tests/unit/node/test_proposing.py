@@ -11,6 +11,7 @@ from kvstore.node import proposer as proposer_module
 from kvstore.node.operation import Draft, Operation
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code
+from partitioner.table import parse
 from tests.unit.node.world import (
     FakeCall,
     World,
@@ -520,15 +521,102 @@ def test_a_full_disk_refuses_writes_and_lets_deletes_through() -> None:
         async with world() as w:
             await w.put(b"a/1")
             w.journal.full = True
-            full = (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
-            assert (await w.put(b"a/2")).error == full
+            assert (await w.put(b"a/2")).error == FULL
             assert (await w.delete(b"a/1")).response.deleted == 1
             assert (await w.compact(w.revision)).code == Code.OK
-            alarms = w.call("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest())
-            assert [a.alarm for a in alarms.response.alarms] == [pb.NOSPACE]
+            assert alarms(w) == [pb.NOSPACE]
             w.journal.full = False
             await asyncio.sleep(1)
             assert (await w.put(b"a/2")).code == Code.OK
+
+    run(main)
+
+
+BUDGET = """
+[[shard]]
+name = "a"
+prefixes = ["a/"]
+budget-bytes = 20000
+[[shard]]
+name = "default"
+"""
+FULL = (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+
+
+def alarms(w: World) -> list[int]:
+    answer = w.call("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest()).response
+    return [alarm.alarm for alarm in answer.alarms]
+
+
+def test_a_budget_counts_what_is_in_flight() -> None:
+    """Many puts at once do not get further than one after the other."""
+
+    async def main() -> None:
+        async with world(split=parse(BUDGET)) as w:
+            shard = w.node.state.store.shards[0]
+            calls = [w.put(b"a/%d" % number, b"x" * 500) for number in range(100)]
+            for call in calls:
+                await call
+            taken = [call for call in calls if call.code == Code.OK]
+            size = shard.size_bytes // len(taken)
+            assert 20000 - size < shard.size_bytes <= 20000
+            assert {call.error for call in calls if call not in taken} == {FULL}
+
+    run(main)
+
+
+def test_a_budget_counts_all_of_a_transaction() -> None:
+    async def main() -> None:
+        async with world(split=parse(BUDGET)) as w:
+            puts = [put_op(b"a/%d" % number, b"x" * 500) for number in range(40)]
+            assert (await w.txn(success=puts)).error == FULL
+            assert not w.get(b"a/", b"a0", count_only=True).response.count
+            elsewhere = [put_op(b"c/%d" % number, b"x" * 500) for number in range(40)]
+            assert (await w.txn(success=[*puts[:5], *elsewhere])).code == Code.OK
+
+    run(main)
+
+
+def test_a_shard_without_room_is_an_alarm_that_stops_no_other() -> None:
+    async def main() -> None:
+        async with world(split=parse(BUDGET)) as w:
+            assert (await w.put(b"a/1", b"x" * 15000)).code == Code.OK
+            assert not alarms(w)
+            assert (await w.put(b"a/2", b"x" * 15000)).error == FULL
+            assert alarms(w) == [pb.NOSPACE]
+            assert (await w.put(b"b/1", b"x" * 15000)).code == Code.OK
+            assert (await w.grant(1)).code == Code.OK
+            assert (await w.delete(b"a/1")).response.deleted == 1
+            assert (await w.put(b"a/2", b"x" * 15000)).error == FULL
+            await asyncio.sleep(1)
+            assert alarms(w) == [pb.NOSPACE]
+            # What was deleted at the compacted revision itself would stay (R8).
+            assert (await w.put(b"b/1")).code == Code.OK
+            assert (await w.compact(w.revision, physical=True)).code == Code.OK
+            await asyncio.sleep(1)
+            assert not alarms(w)
+            assert (await w.put(b"a/2", b"x" * 15000)).code == Code.OK
+
+    run(main)
+
+
+def test_no_lease_expires_while_the_data_are_said_to_be_corrupt() -> None:
+    """etcd refuses the revocation, too; what is due goes when the alarm does."""
+
+    async def main() -> None:
+        async with world() as w:
+            request = {"memberID": 5, "alarm": pb.CORRUPT}
+            alarm = "/etcdserverpb.Maintenance/Alarm"
+            await w.grant(1, ttl_s=5)
+            await w.put(b"a/1", lease=1)
+            await w.call(alarm, pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, **request))
+            await asyncio.sleep(20)
+            assert w.get(b"a/1").response.count == 1
+            assert not w.node.leases_expired
+            await w.call(alarm, pb.AlarmRequest(action=pb.AlarmRequest.DEACTIVATE, **request))
+            await asyncio.sleep(2)
+            assert not w.get(b"a/1").response.count
+            assert w.node.leases_expired == 1
 
     run(main)
 

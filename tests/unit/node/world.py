@@ -260,15 +260,17 @@ def table() -> partitions.PartitionTable:
 async def start(
     storage: MemoryStorage | None = None,
     options: NodeOptions | None = None,
-    service: ServiceOptions | None = None,
+    split: partitions.PartitionTable | None = None,
     cpu_s: Callable[[], float] = lambda: 0.0,
     **journal: Any,
 ) -> World:
     """A server on a storage (a new one unless given), idle unless `cpu_s` says otherwise."""
     faulty = FaultyJournal(MemoryJournal(storage, **journal))
-    node = Node(faulty, table(), options or NodeOptions(), asyncio.get_running_loop(), cpu_s)
+    node = Node(
+        faulty, split or table(), options or NodeOptions(), asyncio.get_running_loop(), cpu_s
+    )
     await node.open()
-    return World(node, faulty, EtcdService(node, service or ServiceOptions()))
+    return World(node, faulty, EtcdService(node, ServiceOptions()))
 
 
 @asynccontextmanager

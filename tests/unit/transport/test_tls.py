@@ -9,12 +9,12 @@ import grpc
 import httpx
 import pytest
 
+from bench.programs import free_ports
 from kvstore.pb import rpc_pb2
 from tests.peers import (
     START_TRIES_MAX,
     Process,
     StartError,
-    free_ports,
     jotd_command,
     require_native,
 )

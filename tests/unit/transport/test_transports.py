@@ -19,10 +19,9 @@ import pytest
 import uvloop
 
 from kvstore.transport.address import parse_listen_url
-from kvstore.transport.grpccore import STOPPED
 from kvstore.transport.grpcio import GrpcioTransport
 from kvstore.transport.options import Tls, TransportOptions
-from kvstore.transport.seam import Call, Code, Kind, Stream, Transport
+from kvstore.transport.seam import STOPPED, Call, Code, Kind, Stream, Transport
 from tests.peers import require_native
 from tests.pki import make_certificate, make_pki
 
