@@ -181,7 +181,7 @@ class _Server:
         door = native.stats if native is not None else dict
         metrics = Metrics(stats, rpc, health, stalls, self._collector.pause_s, door)
         endpoints = Endpoints(LocalClient(front), health, metrics)
-        if native is not None:
+        if native is not None and not config.http_apart:
             native.http = _answers(endpoints.handle)
         progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
         http = HttpServer(endpoints.handle)

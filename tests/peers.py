@@ -109,7 +109,7 @@ class Process:
     """A child process with its log file and, once it is ready, its addresses.
 
     `endpoint` is ``127.0.0.1:port`` and `url` the same with its scheme. `metrics_url` is set where
-    the program was given a place for metrics.
+    the program was given a place for metrics, `http_url` where it has one for clients' HTTP.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Process:
         *,
         url: str,
         metrics_url: str | None = None,
+        http_url: str | None = None,
         env: Mapping[str, str] | None = None,
         ready: Callable[[Process], bool] | None = None,
     ) -> None:
@@ -130,6 +131,7 @@ class Process:
         self.endpoint = url.split("//", 1)[1]
         self.port = int(url.rsplit(":", 1)[1])
         self.metrics_url = metrics_url
+        self.http_url = http_url
         self.data_dir: Path | None = None
         self._env = {**os.environ, **(env or {})}
         self._ready = ready if ready is not None else Process.logged_ready
@@ -295,19 +297,20 @@ def start_etcd(
     *,
     program: str = "etcd",
     scheme: str = "http",
+    own_http: bool = False,
     timeout: float = START_SECONDS_MAX,
 ) -> Process:
     """A one-member etcd with an empty data directory under `tmp_path`.
 
-    `program` is ``etcd`` or ``etcd-3.6``; `scheme` is that of its clients' URL. Skips the test if
-    it could not be had.
+    `program` is ``etcd`` or ``etcd-3.6``; `scheme` is that of its clients' URL; with `own_http`
+    their HTTP has a URL of its own. Skips the test if it could not be had.
     """
     binary = require(program)
     base = _number(tmp_path, "etcd")
     extra = list(extra_args)
 
     def make(ports: list[int]) -> Process:
-        _, peer, metrics = (f"http://127.0.0.1:{port}" for port in ports)
+        _, peer, metrics, http = (f"http://127.0.0.1:{port}" for port in ports)
         client = f"{scheme}://127.0.0.1:{ports[0]}"
         process = Process(
             program,
@@ -320,18 +323,20 @@ def start_etcd(
                 f"--initial-advertise-peer-urls={peer}",
                 f"--initial-cluster=default={peer}",
                 f"--listen-metrics-urls={metrics}",
+                *([f"--listen-client-http-urls={http}"] if own_http else ()),
                 *extra,
             ],
             base.with_name(base.name + ".log"),
             url=client,
             metrics_url=metrics,
+            http_url=http if own_http else None,
         )
         process.data_dir = base.with_name(base.name + ".data")
         # A try that lost its port has written its URLs here.
         shutil.rmtree(process.data_dir, ignore_errors=True)
         return process
 
-    return _start_on_free_ports(3, make, timeout)
+    return _start_on_free_ports(4, make, timeout)
 
 
 def jotd_command() -> list[str]:
@@ -349,6 +354,7 @@ def start_jotd(
     *,
     journal: str | None = None,
     scheme: str = "http",
+    own_http: bool = False,
     command: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = START_SECONDS_MAX,
@@ -356,14 +362,15 @@ def start_jotd(
     """``jotd serve`` on `data_dir`; on `port`, if one is given, else on any that is free.
 
     The log is ``data_dir.log``, beside the data. Pass `journal` as ``file`` or ``memory``,
-    and `scheme` as ``https`` for clients' URL along with the flags for TLS. `command` runs in
-    place of ``jotd``.
+    and `scheme` as ``https`` for clients' URL along with the flags for TLS. With `own_http`
+    clients' HTTP has a URL of its own. `command` runs in place of ``jotd``.
     """
     extra = [f"--journal={journal}"] if journal else []
     extra += extra_args
 
     def make(ports: list[int]) -> Process:
-        client, metrics = f"{scheme}://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+        _, metrics, http = (f"http://127.0.0.1:{port}" for port in ports)
+        client = f"{scheme}://127.0.0.1:{ports[0]}"
         process = Process(
             "jotd",
             [
@@ -373,19 +380,21 @@ def start_jotd(
                 f"--listen-client-urls={client}",
                 f"--advertise-client-urls={client}",
                 f"--listen-metrics-urls={metrics}",
+                *([f"--listen-client-http-urls={http}"] if own_http else ()),
                 *extra,
             ],
             data_dir.with_name(data_dir.name + ".log"),
             url=client,
             metrics_url=metrics,
+            http_url=http if own_http else None,
             env=env,
         )
         process.data_dir = data_dir
         return process
 
     if port is None:
-        return _start_on_free_ports(2, make, timeout)
-    return _start_on_free_ports(1, lambda ports: make([port, *ports]), timeout)
+        return _start_on_free_ports(3, make, timeout)
+    return _start_on_free_ports(2, lambda ports: make([port, *ports]), timeout)
 
 
 def etcdctl(

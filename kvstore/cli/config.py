@@ -50,6 +50,8 @@ class ServeConfig:
     transport_why: str
     """Why that one, for the log."""
     http_urls: tuple[ListenUrl, ...]
+    http_apart: bool
+    """Whether clients' HTTP has addresses of its own, so that those of gRPC serve none."""
     advertise_client_urls: tuple[str, ...]
     quota_bytes: int
     """Below 0: no limit."""
@@ -122,6 +124,7 @@ def _build(parsed: Parsed) -> ServeConfig:
         native=native,
         transport_why=transport_why,
         http_urls=http_urls,
+        http_apart=bool(v["listen-client-http-urls"]),
         advertise_client_urls=advertised,
         quota_bytes=v["quota-backend-bytes"] or QUOTA_DEFAULT_BYTES,
         max_request_bytes=v["max-request-bytes"],

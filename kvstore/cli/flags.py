@@ -95,7 +95,7 @@ _SERVED = (
         "listen-client-http-urls",
         values.optional_listen_urls,
         "",
-        "More URLs for the same HTTP endpoints.",
+        "More URLs for the same HTTP endpoints; those of --listen-client-urls then serve none.",
     ),
     _flag(
         "Member",

@@ -377,14 +377,19 @@ class Proposer:
             for batch in (*self._flying, self._open):
                 size += batch.budgeted.get(shard, 0)
             if size > shard.budget_bytes:
-                if shard not in self.full_shards:
-                    log.warning(
-                        "a shard's budget is used up: puts to it are refused",
-                        extra={"fields": {"shard": shard.name, "budget": shard.budget_bytes}},
-                    )
-                self.full_shards[shard] = added
+                self._note_full(shard, added)
                 return False
         return True
+
+    def _note_full(self, shard: Shard, added: int) -> None:
+        if added > shard.budget_bytes:
+            return  # There never is room for that, which says nothing of the shard.
+        if shard not in self.full_shards:
+            log.warning(
+                "a shard's budget is used up: puts to it are refused",
+                extra={"fields": {"shard": shard.name, "budget": shard.budget_bytes}},
+            )
+        self.full_shards[shard] = added
 
     def look_for_room(self) -> None:
         """Find out whether what was full has room again; a disk for more than one write."""

@@ -25,10 +25,7 @@ from tests.oracle.faults import FAIR
 from tests.oracle.pair import Pair
 from tests.property.profiles import LONG
 
-pytestmark = [
-    pytest.mark.slow,
-    needs_oracle(FAIR, "reports progress too early, loses events where it compacts"),
-]
+pytestmark = needs_oracle(FAIR, "reports progress too early, loses events where it compacts")
 SEEDS = 600 if LONG else 40
 
 
@@ -113,6 +110,7 @@ def _quiet(stream: Duplex, seconds: float) -> bool:
     return stream.next(seconds) is None
 
 
+@pytest.mark.slow
 @needs_oracle((3, 6), "another flag")
 def test_progress_on_a_timer(restless: Pair) -> None:
     """Only to watches that asked for it, with the current revision, between events."""
@@ -157,7 +155,6 @@ def test_progress_on_a_timer(restless: Pair) -> None:
 MESSAGE_BYTES_MAX = 2 << 20
 
 
-@pytest.mark.slow
 def test_fragments(pair: Pair) -> None:
     """A revision of 2.5 MB: in one message, or in fragments for a watch that asked for them."""
     value = b"x" * 10_000

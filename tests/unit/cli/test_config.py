@@ -25,6 +25,7 @@ def test_defaults_are_etcds() -> None:
     assert [str(url) for url in found.transport.listen] == ["http://localhost:2379"]
     assert found.advertise_client_urls == ("http://localhost:2379",)
     assert [str(url) for url in found.http_urls] == ["http://127.0.0.1:2381"]
+    assert not found.http_apart
     assert found.quota_bytes == 2 << 30
     assert (found.max_request_bytes, found.max_txn_ops) == (1572864, 128)
     assert found.auto_compaction == AutoCompaction()
