@@ -230,6 +230,9 @@ def test_the_leader_dies(world: World) -> None:
             all_write(ledgers)
             before = create_event(first, ns, "before")[1]
             leader = world.leader()
+            # So that every writer has a write under way in it.
+            world.nodes.freeze(leader)
+            time.sleep(0.3)
             began = time.monotonic()
             leader.kill9()
             all_write(ledgers)

@@ -56,7 +56,7 @@ def test_etcdctl_removes_a_member_that_is_gone_and_none_that_lives(
         # Whether it led or not: the others elect one of them.
         gone.kill9()
         member, _ = everybody["node-0"]
-        peers.etcdctl(others[1].endpoint, "put", "k", "v")
+        peers.etcdctl(others[1].endpoint, "--command-timeout=30s", "put", "k", "v")
         code, text = remove(others[0], member)
         assert not code and f"Member {member:16x} removed from cluster" in text, text
         left = {name: one for name, one in everybody.items() if name != "node-0"}

@@ -18,7 +18,7 @@ from tests.nats_auth import Key, Operator
 
 pytestmark = pytest.mark.slow
 
-REFUSAL_S = 1.5
+REFUSAL_S = 3.0
 """For a journal that is not to be had: several tries."""
 
 
@@ -128,7 +128,7 @@ async def test_what_a_user_lacks_is_said(
 async def test_a_jwt_that_expires_can_be_replaced_while_a_journal_is_open(
     server: NatsCluster, operator: Operator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    creds = operator.creds(tmp_path / "short.creds", expires=time.time() + 3)
+    creds = operator.creds(tmp_path / "short.creds", expires=time.time() + 8)
     journal = NatsJournal(f"nats://{server.endpoints}/n?creds={creds}", replicas=1, unknown_s=60)
     await journal.open()
     await fill(journal, [b"before"])
@@ -136,10 +136,10 @@ async def test_a_jwt_that_expires_can_be_replaced_while_a_journal_is_open(
         await asyncio.sleep(0.05)
     assert "User Authentication Expired".lower() in caplog.text.lower()
     refused = f"NATS at {server.endpoints} refuses the JWT in {creds}"
-    # Tried again and again, and not said each time.
+    # Tried again and again, and not said each time: by two connections, in the server's two wordings.
     await asyncio.sleep(1)
     said = [record for record in caplog.records if refused in record.getMessage()]
-    assert len(said) <= 2 and all(record.levelno == logging.WARNING for record in said)
+    assert len(said) <= 4 and all(record.levelno == logging.WARNING for record in said)
 
     creds.unlink()
     while "cannot read the credentials" not in caplog.text:

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 KILLS = 4
 
 
-def _judge(verdict: Verdict, seed: int) -> None:
-    require_sound(verdict, seed, 500)
+def _judge(verdict: Verdict, seed: int, acked_min: int = 500) -> None:
+    require_sound(verdict, seed, acked_min)
     assert verdict.hashes > 3
 
 
@@ -85,7 +85,8 @@ def test_kill_during_recovery(tmp_path: Path, seed: int) -> None:
     """Recovery may be cut anywhere, as often as it likes, and changes nothing."""
     with peers.start_jotd(tmp_path / "data", ["--snapshot-count=300"], journal="file") as jotd:
         run = _live_and_die(jotd, seed, 2 * wire.scale(), in_recovery=True)
-        _judge(asyncio.run(run), seed)
+        # Those that die in recovery serve for a moment, or not at all.
+        _judge(asyncio.run(run), seed, 200)
 
 
 @pytest.mark.parametrize("seed", wire.seeds(1), ids=str)

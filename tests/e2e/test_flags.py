@@ -359,8 +359,8 @@ def test_partitions(servers: Servers) -> None:
     assert {name for (name,) in shards} == {"default", "hot", "small"}
     # A deleted key is one until it is compacted.
     assert shards["hot",] in (2, 3) and shards["small",] == 1
-    # What is over a shard's budget is refused there and nowhere else. That no shard of that size has
-    # room for it is no alarm.
+    # What is over a shard's budget is refused there and nowhere else. What a shard of that size
+    # never has room for is no alarm.
     big = b"x" * 3000
     refused = call(store, put(b"/small/b", big), txn(put(b"/small/b", big)))
     assert verdicts(refused) == [(EXHAUSTED, "etcdserver: mvcc: database space exceeded")] * 2

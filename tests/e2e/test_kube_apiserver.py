@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 #: A phase ends by waiting for it; and what is in flight around the kill has to live that long.
-EVENT_TTL_SECONDS = 10
+EVENT_TTL_SECONDS = 15
 WRITERS = 4
 DOWN_SECONDS = 1.0
 

@@ -95,7 +95,7 @@ def door(pki: Path) -> Iterator[Any]:
 
     pem = ((pki / "server.crt").read_bytes(), (pki / "server.key").read_bytes(), None)
     listen = [("tcp", "127.0.0.1", 0, True)]
-    found = jotd_native.Door(listen, [], request_bytes_max=100, handshake_max_s=0.3, tls=pem)
+    found = jotd_native.Door(listen, [], request_bytes_max=100, handshake_max_s=1.0, tls=pem)
     yield found
     found.stop()
 
