@@ -51,9 +51,10 @@ class Timing:
 
     @property
     def grace_s(self) -> float:
-        """What a leader needs to renew when the journal answers again: it may just have asked in
-        vain, and asks again after as long as between two renewals."""
-        return 2 * self.renewal_s + self.margin_s
+        """What a leader needs to renew when the journal answers again, generously: it may just have
+        asked in vain, asks again after as long as between two renewals, and what has only just come
+        to lead the journal may take its time to store that."""
+        return self.lease_s + self.margin_s
 
 
 class Election:

@@ -136,7 +136,8 @@ async def test_a_jwt_that_expires_can_be_replaced_while_a_journal_is_open(
         await asyncio.sleep(0.05)
     assert "User Authentication Expired".lower() in caplog.text.lower()
     refused = f"NATS at {server.endpoints} refuses the JWT in {creds}"
-    # Tried again and again, and not said each time: by two connections, in the server's two wordings.
+    # Tried again and again, and not said each time: by each of two connections, in the server's two
+    # wordings.
     await asyncio.sleep(1)
     said = [record for record in caplog.records if refused in record.getMessage()]
     assert len(said) <= 4 and all(record.levelno == logging.WARNING for record in said)

@@ -69,9 +69,9 @@ def test_an_outage_of_the_journal_is_no_death_of_the_leader() -> None:
 def test_a_leader_is_the_first_when_a_silent_journal_answers_again() -> None:
     _, b = two()
     b.reached(17.0, silent_s=6.0)
-    assert not b.may_claim(18.1), "the leader has asked in vain as well"
-    assert b.leader(18.1) is None, "but it has not done so yet"
-    assert b.may_claim(18.3)
+    assert not b.may_claim(19.1), "the leader has asked in vain as well"
+    assert b.leader(19.1) is None, "but it has not done so yet"
+    assert b.may_claim(19.3)
 
 
 def test_a_journal_that_is_always_slow_does_not_keep_a_dead_leader_in_office() -> None:
@@ -81,7 +81,7 @@ def test_a_journal_that_is_always_slow_does_not_keep_a_dead_leader_in_office() -
     assert b.may_claim(17.0)
     b.observe(4, two()[0].renewal(), 18.0)
     b.reached(25.0, silent_s=6.0)
-    assert not b.may_claim(26.1), "it has lived since, so it has its turn again"
+    assert not b.may_claim(27.1), "it has lived since, so it has its turn again"
 
 
 def test_an_entry_of_ones_own_that_was_long_in_going_is_a_silence() -> None:
@@ -90,7 +90,7 @@ def test_an_entry_of_ones_own_that_was_long_in_going_is_a_silence() -> None:
     c.observe(3, a.control, 10.3)
     c.committed(4, c.joining(), 10.4)
     c.reached(17.0, silent_s=6.6)
-    assert not c.may_claim(18.1) and c.may_claim(18.3)
+    assert not c.may_claim(19.1) and c.may_claim(19.3)
 
 
 def test_a_short_silence_is_none() -> None:
