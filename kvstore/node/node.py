@@ -14,6 +14,7 @@ from journal.contract import Conflict, Journal, JournalError, Unknown
 from kvstore.cluster.cluster import Cluster, boottime
 from kvstore.cluster.election import Member, Timing
 from kvstore.cluster.errors import BadTransferee, LastMember, MemberNotFound, Superseded
+from kvstore.mvcc.store import Steps
 from kvstore.node import records
 from kvstore.node.appender import Appender
 from kvstore.node.autocompact import AutoCompaction, Never
@@ -90,6 +91,7 @@ class Node:
         self._ticker: asyncio.TimerHandle | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
         self._next_expiry = 0.0
+        self._expiring = False
         self._compacting = False
         self._compaction_waiters: list[tuple[int, Callable[[], None]]] = []
         self._snapshot_bytes = 0
@@ -385,16 +387,30 @@ class Node:
             return
         self.proposer.expire(now)
         self.proposer.look_for_room()
-        if now >= self._next_expiry:
+        if now >= self._next_expiry and not self._expiring:
             self._next_expiry = now + EXPIRY_PERIOD_S
-            for lease_id in self.state.lessor.due(now, REVOKES_PER_PERIOD):
-                self.leases_expired += 1
-                self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
+            self._expiring = True
+            self.slicer.start(self._expiry_steps(now), self._expired)
         target = self._auto_compaction.due(now, self.state.store.revision)
         if target is not None and target > self.state.store.compact_revision:
             self.proposer.submit(Compaction(self.state, target, nothing, nobody))
         if self._snapshot_is_due():
             self.start_snapshot()
+
+    def _expiry_steps(self, now: float) -> Steps[None]:
+        """Revoke leases whose time is up; after a take-over all of them may be looked at (I9)."""
+        for part in self.state.lessor.due(now, REVOKES_PER_PERIOD):
+            if not self.is_leading:
+                return
+            for lease_id in part:
+                self.leases_expired += 1
+                self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
+            yield
+
+    def _expired(self, result: None, error: BaseException | None) -> None:
+        self._expiring = False
+        if error is not None:
+            log.error("leases could not be ended", exc_info=error)
 
     # -- compaction ------------------------------------------------------------------------
 

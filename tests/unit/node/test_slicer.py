@@ -264,3 +264,25 @@ def test_many_answers_and_many_watchers_are_served_in_pieces(
             assert len(set(one_stream.messages)) == len(one_stream.messages) == 200
 
     run(main)
+
+
+@pytest.mark.slow
+def test_a_take_over_renews_many_leases_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world() as w:
+            lessor = w.node.state.lessor
+            # As a follower has them: granted long ago, and kept alive by the leader alone.
+            for n in range(1, KEYS + 1):
+                lessor.grant(n, 1000, w.node.now() - 2000)
+            with calls_of_each_callback(monkeypatch) as counts:
+                asyncio.get_running_loop().call_soon(
+                    lambda: lessor.renew_all(asyncio.get_running_loop().time())
+                )
+                while lessor._due[0][0] < w.node.now():
+                    await asyncio.sleep(0.01)
+            assert sum(counts) > CALLS_MAX
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            assert len(lessor) == len(lessor._due) == KEYS
+            assert w.node.leases_expired == 0
+
+    run(main)
