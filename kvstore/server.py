@@ -162,6 +162,7 @@ class _Server:
             ServiceOptions(
                 request_bytes_max=config.max_request_bytes,
                 txn_ops_max=config.max_txn_ops,
+                progress_interval_s=config.watch_progress_notify_interval_s,
             ),
         )
         remote, routing = _routing(service, node, config)
@@ -183,7 +184,6 @@ class _Server:
         endpoints = Endpoints(LocalClient(front), health, metrics)
         if native is not None:
             native.http = _answers(endpoints.handle)
-        progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
         http = HttpServer(endpoints.handle)
         # The door counts calls and messages itself, but not how long they take.
         counted = native is None or rpc.timed
@@ -193,7 +193,6 @@ class _Server:
             await transport.start(CountingService(front, rpc, calls=counted))
             await http.start(config.http_urls, config.transport.tls)
             stalls.start()
-            progress.start()
             await self._leader_known(node)
             log.info(
                 READY,
@@ -210,7 +209,6 @@ class _Server:
             )
             await asyncio.wait((self._stop, node.failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            progress.stop()
             stalls.stop()
             failed = node.failed.done()
             if node.cluster is not None and not failed:
@@ -308,30 +306,6 @@ def _auto_compaction(config: ServeConfig) -> Callable[[float], AutoCompaction]:
     if wanted.retention_s:
         return lambda now: Periodic(wanted.retention_s, now)
     return lambda now: Never()
-
-
-class _Every:
-    """Calls something again and again; never, if the period is 0."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, period_s: float, call: Callable[[], None]
-    ) -> None:
-        self._loop = loop
-        self._period_s = period_s
-        self._call = call
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        if self._period_s > 0:
-            self._timer = self._loop.call_later(self._period_s, self._tick)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(self._period_s, self._tick)
-        self._call()
 
 
 class _Progress:

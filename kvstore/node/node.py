@@ -87,6 +87,7 @@ class Node:
         self.failed: asyncio.Future[BaseException] = loop.create_future()
         self.slicer = Slicer(loop)
         self.now = loop.time
+        self.call_later = loop.call_later
         self._loop = loop
         self._ticker: asyncio.TimerHandle | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
