@@ -110,6 +110,8 @@ class Node:
         """None: this node is alone, and leads."""
         self.on_term: Callable[[], None] = lambda: None
         """Called when a new term has begun."""
+        self.on_load: Callable[[int, int], None] = lambda done, total: None
+        """Called with (bytes done, bytes in total) while `open` loads a snapshot, often."""
         self.versions_compacted = 0
         self.leases_expired = 0
         self.is_open = False
@@ -122,7 +124,7 @@ class Node:
         Raises JournalError when the journal cannot be used.
         """
         opened = await self.journal.open()
-        recovery = Recovery(self.journal, self.table, self.now)
+        recovery = Recovery(self.journal, self.table, self.now, self.on_load)
         self.state = await recovery.run(opened)
         self.snapshot_sequence = recovery.snapshot_sequence
         self._snapshot_bytes = recovery.snapshot_bytes
