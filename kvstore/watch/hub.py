@@ -8,7 +8,8 @@ of the same range form a group and share the reading and the encoding of events.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -36,6 +37,9 @@ SHORT_EVENTS = 16
 WAKES = 100
 """Watchers that are woken in one step of a fan-out, each with what it costs to send a few events;
 those that are passed over count too."""
+
+MATCHES = 1000
+"""Ranges that are matched with events in one step."""
 
 _mod = attrgetter("mod")
 
@@ -275,6 +279,9 @@ class Hub:
         self._encoded = _Encoded()
         self._touched: list[Group] = []
         self._noted = 0
+        self._unmatched: deque[Version] = deque()
+        """Noted, and not matched yet with all ranges: the first of them behind `_matched`."""
+        self._matched: Range | None = None
         self._published = 0
         """The watermark of the last publication."""
         self.is_marking = False
@@ -335,18 +342,66 @@ class Hub:
 
     # -- what happens ----------------------------------------------------------------------
 
-    def note(self, versions: Iterable[Version]) -> None:
-        """Match events that are linked but not visible yet, in order."""
+    def note(self, versions: Sequence[Version]) -> None:
+        """Match events that are linked but not visible yet, in order.
+
+        Where very many ranges contain their keys, some is left for `match_steps` (I9).
+        """
         keys, ranges, touched = self._keys, self._ranges, self._touched
-        for version in versions:
+        if versions:
+            self._noted = versions[-1].mod
+        if self._unmatched:
+            self._unmatched.extend(versions)
+            return
+        matched = 0
+        for at, version in enumerate(versions):
             key = version.key
             group = keys.get(key)
             if group is not None and group.note(version):
                 touched.append(group)
-            for group in ranges.containing(key):
+            found = ranges.containing(key, MATCHES)
+            for group in found:
                 if group.note(version):
                     touched.append(group)
-            self._noted = version.mod
+            matched += len(found)
+            if matched >= MATCHES:
+                if len(found) == MATCHES:
+                    self._matched = (found[-1].low, found[-1].high)
+                    self._unmatched.append(version)
+                self._unmatched.extend(versions[at + 1 :])
+                return
+
+    @property
+    def is_matching(self) -> bool:
+        """Whether `match_steps` has to be run before the watermark moves."""
+        return bool(self._unmatched)
+
+    def match_steps(self) -> Steps[None]:
+        """Match what `note` left.
+
+        Ranges may come and go in between. A new one says of its own that it is behind, and that
+        it has none of these events at hand.
+        """
+        unmatched, touched = self._unmatched, self._touched
+        while unmatched:
+            yield
+            matched = 0
+            while unmatched and matched < MATCHES:
+                version = unmatched[0]
+                if self._matched is None:
+                    group = self._keys.get(version.key)
+                    if group is not None and group.note(version):
+                        touched.append(group)
+                found = self._ranges.containing(version.key, MATCHES, self._matched)
+                for group in found:
+                    if group.note(version):
+                        touched.append(group)
+                matched += 1 + len(found)
+                if len(found) == MATCHES:
+                    self._matched = (found[-1].low, found[-1].high)
+                else:
+                    self._matched = None
+                    unmatched.popleft()
 
     def publish(self) -> list[Group]:
         """The watermark has moved over everything noted: who is concerned is behind now.
@@ -358,6 +413,7 @@ class Hub:
         anything else is noted. Returns the groups that it is for.
         """
         assert not self.is_marking, "one publication after the other"
+        assert not self._unmatched, "what was noted is matched first"
         touched, self._touched = self._touched, []
         self._noted = 0
         self._published = self._store.revision

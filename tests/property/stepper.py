@@ -44,6 +44,7 @@ SLICES = {
     "kvstore.node.snapshotter.CHUNK_BYTES": 30,
     "kvstore.watch.hub.SLICE": 3,
     "kvstore.watch.hub.WAKES": 2,
+    "kvstore.watch.hub.MATCHES": 2,
     "kvstore.watch.hub.PART_BYTES": 50,
     "kvstore.api.watch.JOIN_BYTES": 100,
     "kvstore.api.watch.STEP_BYTES": 50,

@@ -332,6 +332,47 @@ def test_the_end_of_a_stream_takes_its_watches_off_in_pieces(
 
 
 @pytest.mark.slow
+def test_an_event_is_matched_with_many_ranges_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every event reaches every range once and in order, and those that come meanwhile too."""
+
+    async def main() -> None:
+        async with world() as w:
+            ranges = [one_watch(b"k", b"l%05d" % n) for n in range(KEYS)]
+            (stream,) = watching(w, ranges)
+            w.journal.hold()
+            w.put(b"first")
+            await settle()
+            # One batch: the first event that many match is not the first that is noted.
+            puts = [w.put(key, b"%d" % n) for n, key in enumerate((b"j", b"k", b"k", b"k"))]
+            with calls_of_each_callback(monkeypatch) as counts:
+                w.journal.release()
+                for _ in range(20):
+                    if not w.node.hub.is_matching:
+                        await asyncio.sleep(0)
+                assert w.node.hub.is_matching
+                late_ones = [
+                    one_watch(b"k", b"l"),
+                    one_watch(b"k", b"l", start_revision=w.revision + 2),
+                    one_watch(b"k", b"m"),
+                    one_watch(),
+                ]
+                (late,) = watching(w, late_ones)
+                await puts[-1]
+                while w.node.hub.slow or w.node.hub.is_marking:
+                    await asyncio.sleep(0)
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            for each, number in ((stream, KEYS), (late, len(late_ones))):
+                seen: dict[int, list[bytes]] = {}
+                for raw in each.take():
+                    one = pb.WatchResponse.FromString(raw)
+                    seen.setdefault(one.watch_id, []).extend(e.kv.value for e in one.events)
+                assert len(seen) == number
+                assert all(values == [b"1", b"2", b"3"] for values in seen.values())
+
+    run(main)
+
+
+@pytest.mark.slow
 def test_many_streams_that_lose_the_leader_end_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with world() as w:
