@@ -416,8 +416,12 @@ def test_progress_is_told_in_pieces_and_each_stream_has_its_time(
             assert min(at.values()) >= began + 10 and max(at.values()) <= began + 11.1
             assert len(set(at.values())) > 20, "not all at once"
             many[0].close()
-            await asyncio.sleep(12)
-            assert len(many[1].messages) == 1 and not many[0].messages
+            quiet.say(request)
+            quiet.take()
+            await asyncio.sleep(9.9)
+            assert not quiet.messages, "its interval began with the watch that asked"
+            await asyncio.sleep(2.1)
+            assert len(quiet.messages) == len(many[1].messages) == 1 and not many[0].messages
 
     run(main)
 
