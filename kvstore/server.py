@@ -55,7 +55,7 @@ EXIT_USAGE = 2
 START_AGAIN = -1
 """Not a process's exit code: a node that fell behind what is kept of the journal begins anew."""
 
-#: How often a long replay says how far it is.
+#: How often a long recovery says how far it is.
 PROGRESS_S = 2.0
 #: What is under way gets this long after the journal has failed: it can only be refused.
 FAILED_DRAIN_S = 1.0
@@ -141,7 +141,8 @@ class _Server:
         table = partitions.load(config.partitions) if config.partitions else partitions.kubernetes()
         config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = open_journal(config.journal, config.data_dir)
-        journal.on_progress = _Progress()
+        progress = _Progress()
+        journal.on_progress = progress.journal
         log.info(
             "opening the journal",
             extra={"fields": {"journal": journal.name, "data-dir": str(config.data_dir)}},
@@ -153,7 +154,9 @@ class _Server:
             snapshot_entries=config.snapshot_count,
             auto_compaction=_auto_compaction(config),
         )
-        return Node(journal, table, options, loop)
+        node = Node(journal, table, options, loop)
+        node.on_load = progress.snapshot
+        return node
 
     async def _serve(self, node: Node, loop: asyncio.AbstractEventLoop) -> int:
         config = self._config
@@ -162,6 +165,7 @@ class _Server:
             ServiceOptions(
                 request_bytes_max=config.max_request_bytes,
                 txn_ops_max=config.max_txn_ops,
+                progress_interval_s=config.watch_progress_notify_interval_s,
             ),
         )
         remote, routing = _routing(service, node, config)
@@ -183,7 +187,6 @@ class _Server:
         endpoints = Endpoints(LocalClient(front), health, metrics)
         if native is not None and not config.http_apart:
             native.http = _answers(endpoints.handle)
-        progress = _Every(loop, config.watch_progress_notify_interval_s, service.notify_progress)
         http = HttpServer(endpoints.handle)
         # The door counts calls and messages itself, but not how long they take.
         counted = native is None or rpc.timed
@@ -193,7 +196,6 @@ class _Server:
             await transport.start(CountingService(front, rpc, calls=counted))
             await http.start(config.http_urls, config.transport.tls)
             stalls.start()
-            progress.start()
             await self._leader_known(node)
             log.info(
                 READY,
@@ -210,7 +212,6 @@ class _Server:
             )
             await asyncio.wait((self._stop, node.failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            progress.stop()
             stalls.stop()
             failed = node.failed.done()
             if node.cluster is not None and not failed:
@@ -310,42 +311,26 @@ def _auto_compaction(config: ServeConfig) -> Callable[[float], AutoCompaction]:
     return lambda now: Never()
 
 
-class _Every:
-    """Calls something again and again; never, if the period is 0."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, period_s: float, call: Callable[[], None]
-    ) -> None:
-        self._loop = loop
-        self._period_s = period_s
-        self._call = call
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        if self._period_s > 0:
-            self._timer = self._loop.call_later(self._period_s, self._tick)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(self._period_s, self._tick)
-        self._call()
-
-
 class _Progress:
-    """Says now and then how far a replay is."""
+    """Says now and then how far a recovery is: in the snapshot, which is most of it, or behind."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + PROGRESS_S
 
-    def __call__(self, done: int, total: int) -> None:
+    def snapshot(self, done: int, total: int) -> None:
+        """So many bytes of the snapshot are loaded."""
+        self._tell("loading the snapshot", done, total)
+
+    def journal(self, done: int, total: int) -> None:
+        """So many bytes of the journal are read."""
+        self._tell("reading the journal", done, total)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + PROGRESS_S
         log.info(
-            "reading the journal",
+            what,
             extra={"fields": {"bytes": done, "of": total, "percent": 100 * done // max(total, 1)}},
         )

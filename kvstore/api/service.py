@@ -6,7 +6,9 @@ task nor a future here; answers go out when they are there.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,13 @@ log = logging.getLogger(__name__)
 GRPC_OVERHEAD_BYTES = 512 * 1024
 """What etcd lets a message be longer than a request."""
 
+PROGRESS_JITTER = 0.1
+"""By how much more of it at most a stream's progress interval is longer than what was asked for, as
+in etcd: so that streams that began together, as after a restart, are not all told together."""
+
+STREAMS_PER_STEP = 50
+"""Streams that are ended in one step (I9)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
@@ -45,6 +54,8 @@ class ServiceOptions:
 
     request_bytes_max: int = 1536 * 1024
     txn_ops_max: int = 128
+    progress_interval_s: float = 600.0
+    """--watch-progress-notify-interval"""
 
 
 Handler = Callable[[Call], None]
@@ -58,6 +69,7 @@ class EtcdService:
         self._proposer = node.proposer
         self._request_bytes_max = options.request_bytes_max
         self._txn_ops_max = options.txn_ops_max
+        self._progress_interval_s = options.progress_interval_s
         self.max_request_bytes = options.request_bytes_max + GRPC_OVERHEAD_BYTES
         state = node.state
         self._state = state
@@ -133,20 +145,25 @@ class EtcdService:
         """See seam.Service."""
         return self._streams[stream.method][1](stream)
 
-    def notify_progress(self) -> None:
-        """The progress timer has come round (--watch-progress-notify-interval)."""
-        for stream in list(self._watch_streams):
-            stream.notify_progress()
-
     def _begin_term(self) -> None:
         self._headers.begin_term(self._state.term)
 
     def leader_lost(self) -> None:
         """Nobody leads: end the watches of clients that asked to be told (`hasleader`)."""
+
+        def done(result: None, error: BaseException | None) -> None:
+            if error is not None:
+                raise error
+
+        self._node.slicer.start(self._lose_steps(list(self._watch_streams)), done)
+
+    def _lose_steps(self, streams: list[WatchStream]) -> Steps[None]:
         lost = errors.NO_LEADER
-        for stream in list(self._watch_streams):
+        for at, stream in enumerate(streams, 1):
             if stream.needs_leader:
                 stream.end(lost.code, lost.message)
+            if at % STREAMS_PER_STEP == 0:
+                yield
 
     def drain(self) -> None:
         """End streams; calls under way are answered by the node (SIGTERM)."""
@@ -337,6 +354,11 @@ class EtcdService:
     # -- streams ---------------------------------------------------------------------------
 
     def _watch(self, stream: Stream) -> StreamHandler:
+        interval_s = self._progress_interval_s * (1 + PROGRESS_JITTER * random.random())
+
+        def start_timer(call: Callable[[], None]) -> asyncio.TimerHandle:
+            return self._node.call_later(interval_s, call)
+
         handler = WatchStream(
             stream,
             self._store,
@@ -344,6 +366,7 @@ class EtcdService:
             self._node.slicer,
             self._headers,
             self.max_request_bytes,
+            start_timer,
             self._watch_streams.discard,
         )
         self._watch_streams.add(handler)

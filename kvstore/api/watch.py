@@ -7,6 +7,7 @@ when the client has room, so a slow client costs a cursor and nothing more (I8).
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -21,7 +22,7 @@ from kvstore.mvcc.wire import field_varint, varint
 from kvstore.node.slicer import Slicer
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, Peer, Stream
-from kvstore.watch.hub import EventChunk, Hub, Latest, Watcher, shape_of
+from kvstore.watch.hub import Audience, EventChunk, Hub, Latest, Watcher, shape_of
 
 NO_WATCH_ID = -1
 
@@ -44,7 +45,12 @@ MESSAGES_KEPT = 16
 WATCHERS_PER_STREAM_MAX = 100_000
 
 WATCHERS_PER_STEP = 50
-"""Watchers of one stream that are served in one step (I9)."""
+"""Watchers of one stream that are served in one step, told about progress, or taken off (I9)."""
+
+LOOKS_PER_STEP = 200
+"""Watchers of one stream that are looked at, and no more than that, in one step (I9)."""
+
+StartTimer = Callable[[Callable[[], None]], asyncio.TimerHandle]
 
 COMPACTED_REASON = errors.COMPACTED.message
 EMPTY_RANGE_REASON = "mvcc: watcher range is empty"
@@ -71,22 +77,30 @@ class WatchStream:
         slicer: Slicer,
         headers: Headers,
         fragment_bytes: int,
+        start_timer: StartTimer,
         on_closed: Callable[[WatchStream], None],
     ) -> None:
+        """`start_timer` calls once, when it is time for progress notifications again."""
         self._stream = stream
         self._store = store
         self._hub = hub
         self._slicer = slicer
         self._headers = headers
         self._fragment_bytes = fragment_bytes
+        self._start_timer = start_timer
         self._on_closed = on_closed
+        self._audience = Audience(self._wake)
         self._watchers: dict[int, Watcher] = {}
         # Ids of watches that compaction cancelled: as in etcd taken until the client cancels too.
         self._overtaken: set[int] = set()
         self._next_id = 0
         self._due: deque[Watcher] = deque()
+        # Those that start above the watermark of when they were created.
+        self._later: dict[Watcher, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
         self._progress_wanted = False
+        self._awaits_marks = False
         self._closed = False
         self.needs_leader = wants_leader(stream.peer)
 
@@ -123,13 +137,36 @@ class WatchStream:
         self._pump()
 
     def on_closed(self) -> None:
-        """The stream is over."""
+        """The stream is over.
+
+        Its watchers hear of nothing from now on, and are taken off the index in slices: there may
+        be a hundred thousand, and as many streams may end at once (I9).
+        """
         self._closed = True
-        for watcher in self._watchers.values():
-            self._hub.remove(watcher)
-        self._watchers.clear()
-        self._due.clear()
+        self._audience.end()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watchers or self._due:
+            self._slicer.later(self._leave_steps(), self._left)
         self._on_closed(self)
+
+    def _leave_steps(self) -> Steps[None]:
+        watchers, due = self._watchers, self._due
+        while watchers or due:
+            for _ in range(WATCHERS_PER_STEP):
+                if due:
+                    due.popleft()
+                if watchers:
+                    _, watcher = watchers.popitem()
+                    self._later.pop(watcher, None)
+                    self._hub.remove(watcher)
+            if watchers or due:
+                yield
+
+    def _left(self, result: None, error: BaseException | None) -> None:
+        if error is not None:
+            raise error
 
     def end(self, code: Code, message: str) -> None:
         """End the stream from this side."""
@@ -166,11 +203,15 @@ class WatchStream:
             watch_id,
             shape,
             request.start_revision,
-            self._wake,
+            self._audience,
             fragment=request.fragment,
             progress=request.progress_notify,
         )
         self._watchers[watch_id] = watcher
+        if watcher.start > self._store.revision:
+            self._later[watcher] = None
+        if watcher.progress and self._timer is None:
+            self._timer = self._start_timer(self._progress_due)
         self._control(watch_id, b"\x18\x01")
         low, high = bounds(key, end)
         self._hub.add(watcher, low, high, single=not end)
@@ -181,12 +222,16 @@ class WatchStream:
     def _cancel(self, watch_id: int) -> None:
         watcher = self._watchers.pop(watch_id, None)
         if watcher is not None:
+            self._later.pop(watcher, None)
             self._hub.remove(watcher)
         elif watch_id in self._overtaken:
             self._overtaken.discard(watch_id)
         else:
             return
         self._control(watch_id, b"\x20\x01")
+        if self._progress_wanted:
+            # It may have been the one that kept the others' progress from being told.
+            self._pump()
 
     def _refuse(self, reason: str) -> None:
         text = reason.encode()
@@ -204,7 +249,7 @@ class WatchStream:
 
         A few events go out at once; more of them in steps of their own, for many are woken in one.
         """
-        if self._pumping or self._closed:
+        if self._pumping:
             self._due.append(watcher)
             return
         if not self._due and self._stream.room > 0:
@@ -243,7 +288,14 @@ class WatchStream:
             raise error
 
     def _pump_steps(self) -> Steps[None]:
-        """Send what is due, as long as there is room."""
+        """Send what is due, as long as there is room; then that all was sent, if that is asked."""
+        while True:
+            yield from self._send_steps()
+            if not self._may_answer() or self._answer_progress():
+                return
+            yield
+
+    def _send_steps(self) -> Steps[None]:
         due, stream = self._due, self._stream
         served = 0
         while due and stream.room > 0 and not self._over():
@@ -257,8 +309,6 @@ class WatchStream:
                 due.append(watcher)
             if again or served % WATCHERS_PER_STEP == 0:
                 yield
-        if self._progress_wanted and not due and stream.room > 0 and not self._over():
-            self._answer_progress()
 
     def _serve_steps(self, watcher: Watcher) -> Steps[None]:
         """Send the next events of a watcher that is due, or that it was overtaken by compaction."""
@@ -317,6 +367,7 @@ class WatchStream:
     def _cancel_compacted(self, watcher: Watcher) -> None:
         """The watcher was overtaken by compaction (I4). etcd's header has no revision here."""
         del self._watchers[watcher.id]
+        self._later.pop(watcher, None)
         self._overtaken.add(watcher.id)
         self._hub.remove(watcher)
         self._stream.send(
@@ -330,29 +381,75 @@ class WatchStream:
 
     # -- progress --------------------------------------------------------------------------
 
-    def _answer_progress(self) -> None:
-        """Answer a manual request: every watcher has seen everything up to the watermark (R7)."""
-        revision = self._store.revision
-        if not self._watchers:
-            self._progress_wanted = False
-        elif all(w.start <= revision and not w.due for w in self._watchers.values()):
-            self._progress_wanted = False
-            self._control(NO_WATCH_ID, b"")
+    def _may_answer(self) -> bool:
+        return (
+            self._progress_wanted and not self._due and self._stream.room > 0 and not self._over()
+        )
 
-    def notify_progress(self) -> None:
-        """The timer has come round: tell watchers that asked for it how far they are.
+    def _answer_progress(self) -> bool:
+        """Answer a manual request if every watcher has seen all up to the watermark (R7).
+
+        Nothing is due: whoever is has its place in the queue. So there is nothing to look for in a
+        hundred thousand watchers (I9), but those that start in the future and, while there are some
+        that were not marked yet since the watermark moved, those. False: look further in
+        another step.
+        """
+        revision, later = self._store.revision, self._later
+        for _ in range(LOOKS_PER_STEP):
+            if not later:
+                break
+            watcher = later.popitem()[0]
+            if watcher.start > revision:
+                later[watcher] = None
+                return True
+        if later:
+            return False
+        hub, watchers = self._hub, self._watchers
+        if hub.is_marking and watchers:
+            if len(watchers) > LOOKS_PER_STEP:
+                if not self._awaits_marks:
+                    self._awaits_marks = True
+                    hub.when_marked(self._marked)
+                return True
+            if any(hub.is_behind(watcher) for watcher in watchers.values()):
+                # It is about to be woken, and then this is asked again.
+                return True
+        self._progress_wanted = False
+        if watchers:
+            self._control(NO_WATCH_ID, b"")
+        return True
+
+    def _marked(self) -> None:
+        self._awaits_marks = False
+        self._pump()
+
+    def _progress_due(self) -> None:
+        """The timer has come round."""
+        # Many may come round together, so even the first step waits for its turn.
+        self._slicer.later(self._notify_steps(), self._notified)
+
+    def _notified(self, result: None, error: BaseException | None) -> None:
+        if not self._closed:
+            self._timer = self._start_timer(self._progress_due)
+        if error is not None:
+            raise error
+
+    def _notify_steps(self) -> Steps[None]:
+        """Tell watchers that asked for it how far they are.
 
         As in etcd, one that got events since the last time is passed over, and so is one that
-        starts in the future.
+        starts in the future. What is told is true in the step that tells it (I4).
         """
-        revision = self._store.revision
-        for watcher in list(self._watchers.values()):
-            if not watcher.progress:
-                continue
-            done = not watcher.due and watcher.start <= revision
-            if watcher.quiet and done and self._stream.room > 0:
-                self._control(watcher.id, b"")
-            watcher.quiet = True
+        for at, watcher in enumerate(list(self._watchers.values()), 1):
+            if self._over():
+                return
+            if watcher.progress and watcher.group is not None:
+                done = not self._hub.is_behind(watcher) and watcher.start <= self._store.revision
+                if watcher.quiet and done and self._stream.room > 0:
+                    self._control(watcher.id, b"")
+                watcher.quiet = True
+            if at % WATCHERS_PER_STEP == 0:
+                yield
 
 
 def _fragments(parts: list[bytes], size_max: int) -> list[tuple[list[bytes], bool]]:

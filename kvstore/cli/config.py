@@ -19,6 +19,9 @@ NATIVE_MODULE = "jotd_native"
 QUOTA_DEFAULT_BYTES = 2 << 30
 #: etcd warns about requests larger than this.
 REQUEST_ADVISED_BYTES = 10 << 20
+#: What a progress interval of 0 stands for, and the shortest that there is (etcd's v3rpc/watch.go).
+PROGRESS_INTERVAL_DEFAULT_S = 600.0
+PROGRESS_INTERVAL_MIN_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,24 @@ def _build(parsed: Parsed) -> ServeConfig:
         max_txn_ops=v["max-txn-ops"],
         snapshot_count=v["snapshot-count"],
         auto_compaction=auto_compaction(v["auto-compaction-mode"], v["auto-compaction-retention"]),
-        watch_progress_notify_interval_s=v["watch-progress-notify-interval"],
+        watch_progress_notify_interval_s=_progress_interval_s(
+            v["watch-progress-notify-interval"], warnings
+        ),
         warning_apply_duration_s=v["warning-apply-duration"],
         drain_timeout_s=v["drain-timeout"],
         metrics_extensive=v["metrics"] == "extensive",
         log=LogConfig(v["log-level"], v["log-format"], v["log-outputs"]),
         warnings=tuple(warnings),
     )
+
+
+def _progress_interval_s(wanted_s: float, warnings: list[str]) -> float:
+    """As in etcd 0 stands for the default, and what is too short is made longer."""
+    if wanted_s == 0:
+        return PROGRESS_INTERVAL_DEFAULT_S
+    if wanted_s < PROGRESS_INTERVAL_MIN_S:
+        warnings.append("--watch-progress-notify-interval is adjusted to its minimum, 100ms")
+    return max(wanted_s, PROGRESS_INTERVAL_MIN_S)
 
 
 def _tls(v: Mapping[str, Any], urls: Sequence[ListenUrl], warnings: list[str]) -> Tls | None:

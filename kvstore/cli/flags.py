@@ -205,7 +205,7 @@ _SERVED = (
         "watch-progress-notify-interval",
         values.duration,
         "10m",
-        "How often a watch that asked for it is told about progress.",
+        "How often a watch that asked for it is told about progress; 0 for 10m, 100ms at least.",
     ),
     # --- Security
     _flag("Security", "cert-file", values.optional_path, "", "Certificate (PEM) for https URLs."),

@@ -2,14 +2,14 @@
 
 Sans-I/O: time is an argument, in seconds of a clock that never jumps. A lease ends only by a
 journaled revoke (R1), so this class never expires anything by itself: it names the leases
-whose time is up. A keep-alive is not journaled; after a restart every lease has its full TTL
-again, as in etcd.
+whose time is up. A keep-alive is not journaled; after a restart, or a change of leader, every lease
+has its full TTL again, as in etcd.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from math import ceil
+from math import ceil, inf
 
 from sortedcontainers import SortedList
 
@@ -22,6 +22,9 @@ MIN_TTL_S = 2
 
 NAME_AGAIN_S = 1.0
 """After this long without a revoke a lease whose time is up is named again."""
+
+LOOKS_PER_STEP = 100
+"""Leases that `Lessor.due` looks at in one step (I9): what is named is revoked in the same one."""
 
 _SMALL_SET = 4096
 
@@ -63,20 +66,40 @@ class LeaseKeys:
                 yield list(bucket)
 
 
+class _Renewal:
+    """When all leases of a lessor were given their full time again, last."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at = -inf
+
+
 class Lease:
     """One lease. Times are in seconds of the caller's clock.
 
-    `look_at` is when `Lessor.due` will look at it: its expiry, or later if it was named already.
+    `look_at` is when `Lessor.due` will look at it: its expiry, or later if it was named already, or
+    earlier if all leases were renewed since.
     """
 
-    __slots__ = ("expires_at", "id", "keys", "look_at", "ttl_s")
+    __slots__ = ("_ends_at", "_renewal", "id", "keys", "look_at", "ttl_s")
 
-    def __init__(self, lease_id: int, ttl_s: int, expires_at: float) -> None:
+    def __init__(self, lease_id: int, ttl_s: int, now: float, renewal: _Renewal) -> None:
         self.id = lease_id
         self.ttl_s = ttl_s
-        self.expires_at = expires_at
-        self.look_at = expires_at
+        self._renewal = renewal
+        self._ends_at = now + ttl_s
+        self.look_at = self._ends_at
         self.keys = LeaseKeys()
+
+    @property
+    def expires_at(self) -> float:
+        """When its time is up: its TTL after its grant or renewal, or after that of all leases."""
+        return max(self._ends_at, self._renewal.at + self.ttl_s)
+
+    def renew(self, now: float) -> None:
+        """Start its time anew."""
+        self._ends_at = now + self.ttl_s
 
     def remaining_s(self, now: float) -> float:
         """Seconds until the lease is due."""
@@ -89,6 +112,7 @@ class Lessor:
     def __init__(self) -> None:
         self._leases: BucketedDict[int, Lease] = BucketedDict(bits=8)
         self._due: SortedList = SortedList()  # (look_at, id) of every lease, once
+        self._renewal = _Renewal()
         self._capture: LeaseCapture | None = None
         self.granted = 0
         self.revoked = 0
@@ -118,7 +142,7 @@ class Lessor:
         former = self._leases.get(lease_id)
         if former is not None:
             self._due.remove((former.look_at, lease_id))
-        lease = Lease(lease_id, ttl_s, now + ttl_s)
+        lease = Lease(lease_id, ttl_s, now, self._renewal)
         self._leases[lease_id] = lease
         self._due.add((lease.look_at, lease_id))
         self.granted += 1
@@ -141,19 +165,23 @@ class Lessor:
         lease = self._leases.get(lease_id)
         if lease is None or lease.expires_at <= now:
             raise LeaseNotFound
-        lease.expires_at = now + lease.ttl_s
+        lease.renew(now)
+        self._due.remove((lease.look_at, lease_id))
         self._look_at(lease, lease.expires_at)
         self.renewed += 1
         return lease.ttl_s
 
     def renew_all(self, now: float) -> None:
-        """Give every lease its full TTL again: after a restart, or a change of leader."""
-        for lease in self._leases.values():
-            lease.expires_at = lease.look_at = now + lease.ttl_s
-        self._due = SortedList((lease.look_at, lease.id) for lease in self._leases.values())
+        """Give every lease its full TTL again: after a restart, or a change of leader.
+
+        Costs the same for a million of them (I9): only the moment is noted, from which every lease
+        counts that was not renewed since. `due` finds each once where it stood in the order, too
+        early and never too late, for its expiry can only have moved away.
+        """
+        self._renewal.at = now
 
     def _look_at(self, lease: Lease, when: float) -> None:
-        self._due.remove((lease.look_at, lease.id))
+        """Put a lease that was taken out of the order back into it."""
         lease.look_at = when
         self._due.add((when, lease.id))
 
@@ -170,18 +198,31 @@ class Lessor:
             if lease is not None:
                 lease.keys.add(key)
 
-    def due(self, now: float, limit: int) -> list[int]:
-        """Up to `limit` leases whose time is up. Named again after `NAME_AGAIN_S` if still there.
+    def due(self, now: float, limit: int) -> Iterator[list[int]]:
+        """Up to `limit` leases whose time is up, in parts short enough for one step.
 
-        O(limit log n), however many were renewed: each lease stands in the order once.
+        Named again after `NAME_AGAIN_S` if still there. O(log n) for each, however many were
+        renewed one by one: each lease stands in the order once. Those that were renewed with all
+        others are put to where they belong on the way, so a part may be empty.
         """
-        found: list[int] = []
-        while self._due and self._due[0][0] <= now and len(found) < limit:
-            lease = self._leases.get(self._due[0][1])
-            assert lease is not None
-            found.append(lease.id)
-            self._look_at(lease, now + NAME_AGAIN_S)
-        return found
+        left = limit
+        over = False
+        while not over:
+            found: list[int] = []
+            for _ in range(LOOKS_PER_STEP):
+                if left <= 0 or not self._due or self._due[0][0] > now:
+                    over = True
+                    break
+                lease = self._leases.get(self._due.pop(0)[1])
+                assert lease is not None
+                expires_at = lease.expires_at
+                if expires_at > now:
+                    self._look_at(lease, expires_at)
+                else:
+                    self._look_at(lease, now + NAME_AGAIN_S)
+                    found.append(lease.id)
+                    left -= 1
+            yield found
 
     def parts(self) -> Iterator[list[Lease]]:
         """All leases, in no order, in parts short enough for one step."""

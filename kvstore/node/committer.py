@@ -42,6 +42,8 @@ class Committer:
             self._link(batch.items[at : at + size])
             if at + size < len(batch.items):
                 yield
+        if self._hub.is_matching:
+            yield from self._hub.match_steps()
         self.committed += len(batch.replies)
         state.store.publish(batch.revision)
         woken = self._hub.publish()

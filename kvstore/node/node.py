@@ -14,6 +14,7 @@ from journal.contract import Conflict, Journal, JournalError, Unknown
 from kvstore.cluster.cluster import Cluster, boottime
 from kvstore.cluster.election import Member, Timing
 from kvstore.cluster.errors import BadTransferee, LastMember, MemberNotFound, Superseded
+from kvstore.mvcc.store import Steps
 from kvstore.node import records
 from kvstore.node.appender import Appender
 from kvstore.node.autocompact import AutoCompaction, Never
@@ -87,10 +88,12 @@ class Node:
         self.failed: asyncio.Future[BaseException] = loop.create_future()
         self.slicer = Slicer(loop)
         self.now = loop.time
+        self.call_later = loop.call_later
         self._loop = loop
         self._ticker: asyncio.TimerHandle | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
         self._next_expiry = 0.0
+        self._expiring = False
         self._compacting = False
         self._compaction_waiters: list[tuple[int, Callable[[], None]]] = []
         self._snapshot_bytes = 0
@@ -108,6 +111,8 @@ class Node:
         """None: this node is alone, and leads."""
         self.on_term: Callable[[], None] = lambda: None
         """Called when a new term has begun."""
+        self.on_load: Callable[[int, int], None] = lambda done, total: None
+        """Called with (bytes done, bytes in total) while `open` loads a snapshot, often."""
         self.versions_compacted = 0
         self.leases_expired = 0
         self.is_open = False
@@ -120,7 +125,7 @@ class Node:
         Raises JournalError when the journal cannot be used.
         """
         opened = await self.journal.open()
-        recovery = Recovery(self.journal, self.table, self.now)
+        recovery = Recovery(self.journal, self.table, self.now, self.on_load)
         self.state = await recovery.run(opened)
         self.snapshot_sequence = recovery.snapshot_sequence
         self._snapshot_bytes = recovery.snapshot_bytes
@@ -383,21 +388,32 @@ class Node:
             return
         self.proposer.expire(now)
         self.proposer.look_for_room()
-        if now >= self._next_expiry:
+        if now >= self._next_expiry and not self._expiring:
             self._next_expiry = now + EXPIRY_PERIOD_S
-            self._expire_leases(now)
+            self._expiring = True
+            self.slicer.start(self._expiry_steps(now), self._expired)
         target = self._auto_compaction.due(now, self.state.store.revision)
         if target is not None and target > self.state.store.compact_revision:
             self.proposer.submit(Compaction(self.state, target, nothing, nobody))
         if self._snapshot_is_due():
             self.start_snapshot()
 
-    def _expire_leases(self, now: float) -> None:
+    def _expiry_steps(self, now: float) -> Steps[None]:
+        """Revoke leases whose time is up; after a take-over all of them may be looked at (I9)."""
         if self.state.has_alarm(pb.CORRUPT):
             return  # Each would be refused, and counted.
-        for lease_id in self.state.lessor.due(now, REVOKES_PER_PERIOD):
-            self.leases_expired += 1
-            self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
+        for part in self.state.lessor.due(now, REVOKES_PER_PERIOD):
+            if not self.is_leading:
+                return
+            for lease_id in part:
+                self.leases_expired += 1
+                self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
+            yield
+
+    def _expired(self, result: None, error: BaseException | None) -> None:
+        self._expiring = False
+        if error is not None:
+            log.error("leases could not be ended", exc_info=error)
 
     # -- compaction ------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from google.protobuf.message import DecodeError
 
-from journal.contract import Corrupt, Journal, Opened, Trimmed
+from journal.contract import Corrupt, Journal, Opened, SnapshotInfo, Trimmed
 from kvstore.mvcc.version import Version
 from kvstore.mvcc.wire import varint
 from kvstore.node.replay import entry_steps
@@ -36,13 +36,28 @@ def snapshot_sequence(name: str) -> int | None:
     return int(digits) if prefix == "snapshot" and digits.isdigit() else None
 
 
+def _nobody_asks(done: int, total: int) -> None:
+    """Where nobody wants to know how far it is."""
+
+
 class Recovery:
     """Rebuilds the state of a journal."""
 
-    def __init__(self, journal: Journal, table: PartitionTable, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        table: PartitionTable,
+        now: Callable[[], float],
+        on_load: Callable[[int, int], None] = _nobody_asks,
+    ) -> None:
+        """`on_load` is called with (bytes done, bytes in total) while a snapshot loads, often.
+
+        What is read of the journal behind it, the journal says itself (`Journal.on_progress`).
+        """
         self._journal = journal
         self._table = table
         self._now = now
+        self._on_load = on_load
         self.snapshot_sequence = 0
         self.snapshot_bytes = 0
         self.tail = 0
@@ -110,7 +125,7 @@ class Recovery:
                 log.warning("snapshot %s does not meet the journal, left alone", info.name)
                 continue
             try:
-                state = await self._load(info.name)
+                state = await self._load(info)
             except Corrupt as error:
                 log.error("snapshot %s is damaged, trying an older one: %s", info.name, error)
                 damage = error
@@ -129,11 +144,16 @@ class Recovery:
             )
         return State(self._table)
 
-    async def _load(self, name: str) -> State:
+    async def _load(self, info: SnapshotInfo) -> State:
+        name = info.name
         state = State(self._table)
+        done = 0
         header: record_pb2.SnapshotHeader | None = None
         heads: list[dict[bytes, Version]] = [{} for _ in state.store.shards]
         async for chunk in self._journal.snapshots.read(name):
+            done += len(chunk)
+            # The size has what frames the chunks too, so this ends a little short of it.
+            self._on_load(min(done, info.size), info.size)
             if header is None:
                 header = _parse_header(name, chunk)
                 continue

@@ -55,6 +55,8 @@ def entry_steps(state: State, entry: Entry, now: float, hub: Hub | None = None) 
 
 
 def _publish_steps(state: State, revision: int, hub: Hub | None) -> Steps[None]:
+    if hub is not None and hub.is_matching:
+        yield from hub.match_steps()
     state.store.publish(revision)
     if hub is not None:
         yield from hub.wake_steps(hub.publish())

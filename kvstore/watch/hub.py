@@ -8,7 +8,8 @@ of the same range form a group and share the reading and the encoding of events.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -34,7 +35,11 @@ SHORT_EVENTS = 16
 """Events that are encoded without a step of their own, if they are no more than PART_BYTES."""
 
 WAKES = 100
-"""Watchers that are woken in one step, each with what it costs to send a few events."""
+"""Watchers that are woken in one step of a fan-out, each with what it costs to send a few events;
+those that are passed over count too."""
+
+MATCHES = 1000
+"""Ranges that are matched with events in one step."""
 
 _mod = attrgetter("mod")
 
@@ -54,22 +59,47 @@ def shape_of(prev_kv: bool, no_put: bool, no_delete: bool) -> Shape:
     return Shape(prev_kv, no_put, no_delete)
 
 
+def _nobody(watcher: Watcher) -> None:
+    """Whom the watchers of a stream that ended wake."""
+
+
+class Audience:
+    """Who hears of all the watchers of one stream.
+
+    The watchers of one that `ended` are taken off the index in slices (I9); until then they are
+    passed over.
+    """
+
+    __slots__ = ("ended", "wake")
+
+    def __init__(self, wake: Callable[[Watcher], None]) -> None:
+        self.wake = wake
+        self.ended = False
+
+    def end(self) -> None:
+        """Hear no more. Lets go of the stream, which else would wait for a collector to find it."""
+        self.ended = True
+        self.wake = _nobody
+
+
 class Watcher:
     """One watch: a range, a cursor, and whom to wake.
 
-    `cursor` is the next revision to deliver while the watcher is `due`; one that is not due has
-    seen everything up to the watermark. `start` keeps events below it away; 0: from now on.
+    `cursor` is the next revision to deliver. A watcher that is `due` has something to come and was
+    woken, or is about to be. One that is not has seen everything up to the watermark, unless
+    something was published to its group since (`Hub.is_behind`). `start` keeps events below it
+    away; 0: from now on.
     """
 
-    __slots__ = ("cursor", "due", "fragment", "group", "id", "progress", "quiet", "shape", "start",
-                 "wake")  # fmt: skip
+    __slots__ = ("audience", "cursor", "due", "fragment", "group", "id", "progress", "quiet",
+                 "shape", "start")  # fmt: skip
 
     def __init__(
         self,
         watch_id: int,
         shape: Shape,
         start: int,
-        wake: Callable[[Watcher], None],
+        audience: Audience,
         *,
         fragment: bool = False,
         progress: bool = False,
@@ -77,7 +107,7 @@ class Watcher:
         self.id = watch_id
         self.shape = shape
         self.start = start
-        self.wake = wake
+        self.audience = audience
         self.fragment = fragment
         self.progress = progress
         self.quiet = True
@@ -89,7 +119,9 @@ class Watcher:
 class Group:
     """Watchers of one range.
 
-    `recent` holds every event of the range above `complete_after`, published or not.
+    `recent` holds every event of the range above `complete_after`, published or not. `first_new` is
+    the first revision that was noted since the last publication, and `through` the watermark of the
+    last publication with events of the range; 0: there is none.
     """
 
     __slots__ = (
@@ -100,6 +132,7 @@ class Group:
         "low",
         "recent",
         "shards",
+        "through",
         "watchers",
     )
 
@@ -111,6 +144,7 @@ class Group:
         self.recent: list[Version] = []
         self.complete_after = revision
         self.first_new = 0
+        self.through = 0
         self.latest: Latest | None = None
 
     def note(self, version: Version) -> bool:
@@ -121,9 +155,10 @@ class Group:
         self.first_new = version.mod
         return True
 
-    def published(self) -> None:
+    def published(self, revision: int) -> None:
         """The noted events are visible now; keep the newest of them, whole revisions."""
         self.first_new = 0
+        self.through = revision
         surplus = len(self.recent) - _RECENT
         if surplus > _RECENT:
             self.complete_after = self.recent[surplus - 1].mod
@@ -243,10 +278,17 @@ class Hub:
         self._by_range: BucketedDict[Range, Group] = BucketedDict(bits=8)
         self._encoded = _Encoded()
         self._touched: list[Group] = []
-        self._waking = False
-        self._remembering: list[Group] = []
-        """Groups with a `latest`: until all that were woken together are served (I8)."""
         self._noted = 0
+        self._unmatched: deque[Version] = deque()
+        """Noted, and not matched yet with all ranges: the first of them behind `_matched`."""
+        self._matched: Range | None = None
+        self._published = 0
+        """The watermark of the last publication."""
+        self.is_marking = False
+        """Whether `publish` named groups whose watchers `wake_steps` has not all marked yet."""
+        self._waking: Group | None = None
+        """The group whose `latest` is kept: until all that are woken together are served (I8)."""
+        self._calls: list[Callable[[], None]] = []
         self.watchers = 0
         self.slow = 0
         self.events = 0
@@ -274,10 +316,11 @@ class Hub:
                 self._ranges.add(low, high, group)
         group.watchers[watcher] = None
         watcher.group = group
+        watcher.cursor = max(watcher.start, store.revision + 1)
         self.watchers += 1
         if 0 < watcher.start <= store.revision:
             self._make_due(watcher, watcher.start)
-            watcher.wake(watcher)
+            watcher.audience.wake(watcher)
 
     def remove(self, watcher: Watcher) -> None:
         """End a watch."""
@@ -299,51 +342,120 @@ class Hub:
 
     # -- what happens ----------------------------------------------------------------------
 
-    def note(self, versions: Iterable[Version]) -> None:
-        """Match events that are linked but not visible yet, in order."""
+    def note(self, versions: Sequence[Version]) -> None:
+        """Match events that are linked but not visible yet, in order.
+
+        Where very many ranges contain their keys, some is left for `match_steps` (I9).
+        """
         keys, ranges, touched = self._keys, self._ranges, self._touched
-        for version in versions:
+        if versions:
+            self._noted = versions[-1].mod
+        if self._unmatched:
+            self._unmatched.extend(versions)
+            return
+        matched = 0
+        for at, version in enumerate(versions):
             key = version.key
             group = keys.get(key)
             if group is not None and group.note(version):
                 touched.append(group)
-            for group in ranges.containing(key):
+            found = ranges.containing(key, MATCHES)
+            for group in found:
                 if group.note(version):
                     touched.append(group)
-            self._noted = version.mod
+            matched += len(found)
+            if matched >= MATCHES:
+                if len(found) == MATCHES:
+                    self._matched = (found[-1].low, found[-1].high)
+                    self._unmatched.append(version)
+                self._unmatched.extend(versions[at + 1 :])
+                return
 
-    def publish(self) -> list[Watcher]:
-        """The watermark has moved over everything noted: who is concerned is due now.
+    @property
+    def is_matching(self) -> bool:
+        """Whether `match_steps` has to be run before the watermark moves."""
+        return bool(self._unmatched)
+
+    def match_steps(self) -> Steps[None]:
+        """Match what `note` left.
+
+        Ranges may come and go in between. A new one says of its own that it is behind, and that
+        it has none of these events at hand.
+        """
+        unmatched, touched = self._unmatched, self._touched
+        while unmatched:
+            yield
+            matched = 0
+            while unmatched and matched < MATCHES:
+                version = unmatched[0]
+                if self._matched is None:
+                    group = self._keys.get(version.key)
+                    if group is not None and group.note(version):
+                        touched.append(group)
+                found = self._ranges.containing(version.key, MATCHES, self._matched)
+                for group in found:
+                    if group.note(version):
+                        touched.append(group)
+                matched += 1 + len(found)
+                if len(found) == MATCHES:
+                    self._matched = (found[-1].low, found[-1].high)
+                else:
+                    self._matched = None
+                    unmatched.popleft()
+
+    def publish(self) -> list[Group]:
+        """The watermark has moved over everything noted: who is concerned is behind now.
 
         Called in the step that moves it, and before the first watcher is woken: a stream may
         report progress at any time, and must know which of its watchers have something to come
-        (I4). Returns those that `wake_steps` is to wake.
+        (I4). There may be any number of them, so none is marked here (I9): `is_behind` goes by
+        what their groups have noted until `wake_steps` has reached each. That is to come before
+        anything else is noted. Returns the groups that it is for.
         """
-        revision = self._store.revision
+        assert not self.is_marking, "one publication after the other"
+        assert not self._unmatched, "what was noted is matched first"
         touched, self._touched = self._touched, []
         self._noted = 0
-        woken: list[Watcher] = []
+        self._published = self._store.revision
+        self.is_marking = bool(touched)
+        return touched
+
+    def wake_steps(self, touched: list[Group]) -> Steps[None]:
+        """Mark and wake the watchers that are behind; a wide fan-out in slices (I9)."""
+        through = self._published
+        looked = 0
         for group in touched:
             first = group.first_new
-            group.published()
+            group.published(through)
+            self._waking = group
             for watcher in list(group.watchers):
-                if not watcher.due and watcher.start <= revision:
-                    self._make_due(watcher, max(first, watcher.start))
-                    woken.append(watcher)
-        return woken
-
-    def wake_steps(self, woken: list[Watcher]) -> Steps[None]:
-        """Wake watchers that `publish` made due; a wide fan-out in slices (I9)."""
-        self._waking = True
-        for at, watcher in enumerate(woken, 1):
-            if watcher.due:
-                watcher.wake(watcher)
-            if at % WAKES == 0 and at < len(woken):
-                yield
-        self._waking = False
-        for group in self._remembering:
+                if looked == WAKES:
+                    looked = 0
+                    yield
+                looked += 1
+                if watcher.due or watcher.cursor > through or watcher.audience.ended:
+                    continue
+                if watcher.group is group:
+                    self._make_due(watcher, max(first, watcher.cursor))
+                    watcher.audience.wake(watcher)
             group.latest = None
-        self._remembering.clear()
+        self._waking = None
+        self.is_marking = False
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+    def is_behind(self, watcher: Watcher) -> bool:
+        """Whether something that is visible has not been handed over to the stream yet (I4)."""
+        group = watcher.group
+        if watcher.due or group is None:
+            return watcher.due
+        through = self._published if self.is_marking and group.first_new else group.through
+        return watcher.cursor <= through
+
+    def when_marked(self, call: Callable[[], None]) -> None:
+        """Call once, when every watcher that is behind is due (see `is_marking`)."""
+        self._calls.append(call)
 
     def _make_due(self, watcher: Watcher, revision: int) -> None:
         watcher.due = True
@@ -397,9 +509,7 @@ class Hub:
                 events.append(event)
         parts = [b"".join(events)] if events else []
         latest = Latest(start, shape, EventChunk(parts, len(events), size, through))
-        if self._waking:
-            if group.latest is None:
-                self._remembering.append(group)
+        if self._waking is group:
             group.latest = latest
         return latest
 

@@ -64,20 +64,31 @@ class IntervalMap(Generic[T]):
         self._root = _join(_join(below, _join(found.left, found.right)), above)
         self._size -= 1
 
-    def containing(self, key: bytes) -> list[T]:
-        """The values of all ranges that contain a key, in no particular order."""
+    def containing(self, key: bytes, limit: int = 1 << 30, after: Range | None = None) -> list[T]:
+        """The values of ranges that contain a key, `limit` at most, by start and then by end.
+
+        `after`: only of ranges behind this one, which need not be there any more.
+        """
         found: list[T] = []
-        stack = [self._root]
-        while stack:
+        passed = None if after is None else _order(*after)
+        stack: list[_Node[T]] = []
+        node = self._root
+        while True:
+            while node is not None and (node.reach is None or node.reach > key):
+                if passed is not None and _order(node.low, node.high) <= passed:
+                    node = node.right
+                else:
+                    if node.low <= key:
+                        stack.append(node)
+                    node = node.left
+            if not stack:
+                return found
             node = stack.pop()
-            if node is None or (node.reach is not None and node.reach <= key):
-                continue
-            stack.append(node.left)
-            if node.low <= key:
-                if node.high is None or key < node.high:
-                    found.append(node.value)
-                stack.append(node.right)
-        return found
+            if node.high is None or key < node.high:
+                found.append(node.value)
+                if len(found) == limit:
+                    return found
+            node = node.right
 
 
 _Order = tuple[bytes | bool, ...]

@@ -44,6 +44,7 @@ SLICES = {
     "kvstore.node.snapshotter.CHUNK_BYTES": 30,
     "kvstore.watch.hub.SLICE": 3,
     "kvstore.watch.hub.WAKES": 2,
+    "kvstore.watch.hub.MATCHES": 2,
     "kvstore.watch.hub.PART_BYTES": 50,
     "kvstore.api.watch.JOIN_BYTES": 100,
     "kvstore.api.watch.STEP_BYTES": 50,
@@ -55,6 +56,8 @@ SLICES = {
     "kvstore.api.range_stream.FIRST_CHUNK_KEYS": 2,
     "kvstore.api.writes.STAND_IN_KEYS": 2,
     "kvstore.api.watch.RESPONSE_BYTES": 300,
+    "kvstore.api.watch.WATCHERS_PER_STEP": 2,
+    "kvstore.api.watch.LOOKS_PER_STEP": 2,
 }
 
 
@@ -134,6 +137,17 @@ class _SlowSnapshots(MemorySnapshots):
             yield _SlowWriter(writer)
 
 
+class Timer:
+    """A timer whose time comes when the test says so."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
 class Stepper:
     """The node's place, for the service and for the test."""
 
@@ -166,9 +180,21 @@ class Stepper:
         self._committing = False
         self._compacting = False
         self.snapshots = 0
+        self.timers: list[Timer] = []
 
     def now(self) -> float:
         return 1.0
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(call))
+        return self.timers[-1]
+
+    def ring(self) -> None:
+        """Every timer's time has come."""
+        timers, self.timers = self.timers, []
+        for timer in timers:
+            if not timer.is_cancelled:
+                timer.call()
 
     @property
     def at_boundary(self) -> bool:

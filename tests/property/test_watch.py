@@ -108,7 +108,7 @@ class Streams:
         elif kind < 0.7:
             self.server.tick()
         elif kind < 0.71:
-            self.server.service.notify_progress()
+            self.server.ring()
         else:
             self.client(draw)
 
@@ -164,6 +164,8 @@ class Streams:
             for watch in watches:
                 watch.expected = [e for e in self.model.events if watch.wants(e)]
             self.check(stream, watches)
+            handler = stream.handler
+            assert stream.closed or handler._later or not handler._progress_wanted, "no answer"
         hub = self.server.hub
         alive = [w for s, ws in zip(self.streams, self.created, strict=True)
                  for w in ws if not w.over and s.closed is None]  # fmt: skip

@@ -87,6 +87,19 @@ def test_the_old_names_of_experimental_flags_work() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "seconds", "warns"),
+    [("0", 600, False), ("0s", 600, False), ("1ms", 0.1, True), ("100ms", 0.1, False)],
+)
+def test_a_progress_interval_is_never_none_and_never_tiny(
+    text: str, seconds: float, warns: bool
+) -> None:
+    """As in etcd 3.7, where 0 leaves the default in its place."""
+    found = config(f"--watch-progress-notify-interval={text}", "--name=n")
+    assert found.watch_progress_notify_interval_s == seconds
+    assert bool(found.warnings) == warns
+
+
+@pytest.mark.parametrize(
     ("argv", "why"),
     [
         (("--unsafe-no-fsync",), "--journal=memory"),

@@ -11,6 +11,7 @@ from kvstore.api.routing import FORWARDED
 from kvstore.cluster.cluster import NO_LEADER_S
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.seam import Code, RemoteError
+from kvstore.watch import hub
 from tests.unit.cluster.nodes import CutJournal, Many, One, cluster, range_request
 from tests.unit.node.world import KV, MAINTENANCE, FakeCall, mod_is, put_op, run
 
@@ -307,8 +308,15 @@ def test_a_rolling_restart_fails_no_call() -> None:
     run(main)
 
 
-def test_a_watch_of_a_follower_goes_on_over_a_change_of_leader() -> None:
-    """I4: complete, ordered, unique; and consistent reads through it come out right."""
+@pytest.mark.parametrize("matches", [hub.MATCHES, 1])
+def test_a_watch_of_a_follower_goes_on_over_a_change_of_leader(
+    matches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I4: complete, ordered, unique, also if matching takes steps.
+
+    And consistent reads through it come out right.
+    """
+    monkeypatch.setattr(hub, "MATCHES", matches)
 
     async def main() -> None:
         async with cluster() as many:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from kvstore.api.service import ServiceOptions
 from kvstore.mvcc.version import put_version
 from kvstore.node import slicer as slicer_module
 from kvstore.node.slicer import Slicer
 from kvstore.pb import rpc_pb2 as pb
-from tests.unit.node.world import World, run, settle, world
+from tests.unit.node.world import FakeStream, World, run, settle, world
 
 Job = Generator[None, None, Any]
 
@@ -239,15 +240,8 @@ def test_many_answers_and_many_watchers_are_served_in_pieces(
 ) -> None:
     async def main() -> None:
         async with world() as w:
-            create = pb.WatchCreateRequest(key=b"k")
-            watch = "/etcdserverpb.Watch/Watch"
-            one_stream = w._stream(watch, Raw, 1 << 40)
-            one_stream.say(*[pb.WatchRequest(create_request=create)] * 200)
-            streams = [w._stream(watch, Raw, 1 << 40) for _ in range(200)]
-            for stream in streams:
-                stream.say(pb.WatchRequest(create_request=create))
-                stream.take()
-            one_stream.take()
+            (one_stream,) = watching(w, [one_watch()] * 200)
+            streams = watching(w, [one_watch()], streams=200)
             w.journal.hold()
             calls = [w.put(b"k", b"%d" % n) for n in range(1500)]
             await settle()
@@ -262,5 +256,241 @@ def test_many_answers_and_many_watchers_are_served_in_pieces(
             assert len(encoded) == 1
             assert len(pb.WatchResponse.FromString(*encoded).events) == 1500
             assert len(set(one_stream.messages)) == len(one_stream.messages) == 200
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_a_take_over_renews_many_leases_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world() as w:
+            lessor = w.node.state.lessor
+            # As a follower has them: granted long ago, and kept alive by the leader alone.
+            for n in range(1, KEYS + 1):
+                lessor.grant(n, 1000, w.node.now() - 2000)
+            with calls_of_each_callback(monkeypatch) as counts:
+                asyncio.get_running_loop().call_soon(
+                    lambda: lessor.renew_all(asyncio.get_running_loop().time())
+                )
+                while lessor._due[0][0] < w.node.now():
+                    await asyncio.sleep(0.01)
+            assert sum(counts) > CALLS_MAX
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            assert len(lessor) == len(lessor._due) == KEYS
+            assert w.node.leases_expired == 0
+
+    run(main)
+
+
+# -- I9: many watchers ---------------------------------------------------------------------
+
+WATCH = "/etcdserverpb.Watch/Watch"
+
+
+def one_watch(key: bytes = b"k", range_end: bytes = b"", **fields: Any) -> pb.WatchRequest:
+    return pb.WatchRequest(
+        create_request=pb.WatchCreateRequest(key=key, range_end=range_end, **fields)
+    )
+
+
+def watching(w: World, requests: list[pb.WatchRequest], streams: int = 1) -> list[FakeStream]:
+    """Streams with these watches, each."""
+    opened = [w._stream(WATCH, Raw, 1 << 40) for _ in range(streams)]
+    for stream in opened:
+        stream.say(*requests)
+        stream.take()
+    return opened
+
+
+@pytest.mark.slow
+def test_the_end_of_a_stream_takes_its_watches_off_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Distinct ranges, which cost the most, and none of them hears anything meanwhile."""
+
+    async def main() -> None:
+        async with world() as w:
+            hub = w.node.hub
+            ranges = [one_watch(b"k", b"l%05d" % n) for n in range(KEYS // 10)]
+            (stream,) = watching(w, ranges)
+            (other,) = watching(w, [one_watch()])
+            events = hub.events
+            with calls_of_each_callback(monkeypatch) as counts:
+                asyncio.get_running_loop().call_soon(stream.close)
+                await w.put(b"k")
+                assert hub.watchers > len(ranges) // 2, "they are still there"
+                assert (hub.slow, hub.events - events, len(other.take())) == (0, 1, 1)
+                assert not stream.handler._due and w.service.watch_streams == 1
+                while hub.watchers > 1:
+                    await asyncio.sleep(0)
+            assert sum(counts) > CALLS_MAX
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            assert len(hub._ranges) == len(hub._by_range) == 0
+            assert not stream.handler._watchers and len(w.node.slicer) == 0
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_an_event_is_matched_with_many_ranges_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every event reaches every range once and in order, and those that come meanwhile too."""
+
+    async def main() -> None:
+        async with world() as w:
+            ranges = [one_watch(b"k", b"l%05d" % n) for n in range(KEYS)]
+            (stream,) = watching(w, ranges)
+            w.journal.hold()
+            w.put(b"first")
+            await settle()
+            # One batch: the first event that many match is not the first that is noted.
+            puts = [w.put(key, b"%d" % n) for n, key in enumerate((b"j", b"k", b"k", b"k"))]
+            with calls_of_each_callback(monkeypatch) as counts:
+                w.journal.release()
+                for _ in range(20):
+                    if not w.node.hub.is_matching:
+                        await asyncio.sleep(0)
+                assert w.node.hub.is_matching
+                late_ones = [
+                    one_watch(b"k", b"l"),
+                    one_watch(b"k", b"l", start_revision=w.revision + 2),
+                    one_watch(b"k", b"m"),
+                    one_watch(),
+                ]
+                (late,) = watching(w, late_ones)
+                await puts[-1]
+                while w.node.hub.slow or w.node.hub.is_marking:
+                    await asyncio.sleep(0)
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            for each, number in ((stream, KEYS), (late, len(late_ones))):
+                seen: dict[int, list[bytes]] = {}
+                for raw in each.take():
+                    one = pb.WatchResponse.FromString(raw)
+                    seen.setdefault(one.watch_id, []).extend(e.kv.value for e in one.events)
+                assert len(seen) == number
+                assert all(values == [b"1", b"2", b"3"] for values in seen.values())
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_many_streams_that_lose_the_leader_end_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world() as w:
+            streams = watching(w, [one_watch()], streams=KEYS)
+            for stream in streams[1:]:
+                stream.handler.needs_leader = True
+            with calls_of_each_callback(monkeypatch) as counts:
+                asyncio.get_running_loop().call_soon(w.service.leader_lost)
+                await asyncio.sleep(0)
+                while w.node.hub.watchers > 1:
+                    await asyncio.sleep(0)
+            assert sum(counts) > CALLS_MAX
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            assert streams[0].closed is None and all(stream.closed for stream in streams[1:])
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_progress_is_told_in_pieces_and_each_stream_has_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with world(service=ServiceOptions(progress_interval_s=10.0)) as w:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            request = one_watch(progress_notify=True)
+            (big,) = watching(w, [request] * KEYS)
+            many = watching(w, [request, one_watch()], streams=50)
+            (quiet,) = watching(w, [one_watch()])
+            at: dict[FakeStream, float] = {}
+            with calls_of_each_callback(monkeypatch) as counts:
+                while loop.time() < began + 12:
+                    await asyncio.sleep(0.01)
+                    at.update({s: loop.time() for s in (big, *many) if s.messages and s not in at})
+            assert sum(counts) > CALLS_MAX
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            assert len(big.take()) == KEYS
+            assert all(len(stream.take()) == 1 for stream in many)
+            assert not quiet.messages and quiet.handler._timer is None
+            assert min(at.values()) >= began + 10 and max(at.values()) <= began + 11.1
+            assert len(set(at.values())) > 20, "not all at once"
+            many[0].close()
+            quiet.say(request)
+            quiet.take()
+            await asyncio.sleep(9.9)
+            assert not quiet.messages, "its interval began with the watch that asked"
+            await asyncio.sleep(2.1)
+            assert len(quiet.messages) == len(many[1].messages) == 1 and not many[0].messages
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_a_wide_fan_out_is_marked_in_pieces_and_progress_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """I4: a stream whose turn has not come knows that it has something to come."""
+
+    async def main() -> None:
+        async with world() as w:
+            wide = watching(w, [one_watch()] * (KEYS // 10), streams=20)
+            (small,) = watching(w, [one_watch()])
+            (apart,) = watching(w, [one_watch(b"apart")])
+            ask = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+
+            def ask_all() -> None:
+                for stream in (wide[-1], small, apart):
+                    stream.say(*[ask] * 5)
+
+            with calls_of_each_callback(monkeypatch) as counts:
+                asyncio.get_running_loop().call_soon(ask_all)
+                await asyncio.sleep(0)
+                for stream in (wide[-1], small, apart):
+                    assert len(stream.take()) == 5, "nothing to come, so answered at once"
+                put = w.put(b"k")
+                while not put.done:
+                    await asyncio.sleep(0)
+                assert w.node.hub.is_marking, "its watchers are still being woken"
+                asyncio.get_running_loop().call_soon(ask_all)
+                while w.node.hub.is_marking:
+                    await asyncio.sleep(0)
+                await settle(3)
+            assert sum(counts) > CALLS_MAX
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            for stream, watchers in ((wide[-1], KEYS // 10), (small, 1), (apart, 0)):
+                found = [pb.WatchResponse.FromString(one) for one in stream.take()]
+                assert [len(one.events) for one in found[:watchers]] == [1] * watchers
+                answers = found[watchers:]
+                assert answers and all(one.watch_id == -1 for one in answers)
+                assert {one.header.revision for one in answers} == {w.revision}
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_progress_of_many_watches_is_asked_for_in_vain_cheaply(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However often, and however many watches wait for the future or did."""
+
+    async def main() -> None:
+        async with world() as w:
+            (stream,) = watching(
+                w, [one_watch(start_revision=n) for n in (3, 5) for _ in range(2 * KEYS)]
+            )
+            ask = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+            with calls_of_each_callback(monkeypatch) as counts:
+                asyncio.get_running_loop().call_soon(lambda: stream.say(*[ask] * 20))
+                await settle()
+                assert not stream.take()
+                for _ in range(4):
+                    await w.put(b"other")
+                asyncio.get_running_loop().call_soon(lambda: stream.say(ask))
+                while not stream.messages:
+                    await asyncio.sleep(0)
+            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            (answer,) = [pb.WatchResponse.FromString(one) for one in stream.take()]
+            assert (answer.watch_id, answer.header.revision) == (-1, w.revision)
 
     run(main)

@@ -53,9 +53,18 @@ def test_ranges_are_found_by_the_keys_in_them(seed: int, length: int) -> None:
         check(map_)
         for key in keys:
             expected = [
-                v for (low, high), v in model.items() if low <= key and (high is None or key < high)
+                (low, high is None, high or b"", v)
+                for (low, high), v in model.items()
+                if low <= key and (high is None or key < high)
             ]
-            assert sorted(map_.containing(key)) == sorted(expected)
+            values = [value for *_, value in sorted(expected)]
+            assert map_.containing(key) == values
+            limit = random.randrange(1, 5)
+            assert map_.containing(key, limit) == values[:limit]
+            low, high = random.choice(keys), random.choice([None, *keys])
+            after = (low, high is None, high or b"")
+            rest = [value for *order, value in sorted(expected) if tuple(order) > after]
+            assert map_.containing(key, limit, (low, high)) == rest[:limit]
 
 
 def test_nobody_can_choose_ranges_that_make_it_deep() -> None:
