@@ -69,6 +69,10 @@ class EtcdService:
         self._draining = False
         self.ranges = 0
         self.txns = 0
+        self.observe_hash: Callable[[float], None] = lambda seconds: None
+        """Told how long a Hash took."""
+        self.observe_hash_kv: Callable[[float], None] = lambda seconds: None
+        """Told how long a HashKV took."""
         self._unary: dict[str, Handler] = {
             "/etcdserverpb.KV/Range": self._range,
             "/etcdserverpb.KV/Put": self._put,
@@ -304,11 +308,13 @@ class EtcdService:
 
     def _hash(self, call: Call) -> None:
         pb.HashRequest.FromString(call.request)
-        self._run(call, maintenance.hash_all_steps(self._node, self._headers))
+        job = maintenance.hash_all_steps(self._node, self._headers)
+        self._run(call, maintenance.timed_steps(job, self.observe_hash))
 
     def _hash_kv(self, call: Call) -> None:
         request = pb.HashKVRequest.FromString(call.request)
-        self._run(call, maintenance.hash_kv_steps(self._node, self._headers, request))
+        job = maintenance.hash_kv_steps(self._node, self._headers, request)
+        self._run(call, maintenance.timed_steps(job, self.observe_hash_kv))
 
     def _alarm(self, call: Call) -> None:
         request = pb.AlarmRequest.FromString(call.request)

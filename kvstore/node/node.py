@@ -14,6 +14,7 @@ from journal.contract import Conflict, Journal, JournalError, Unknown
 from kvstore.cluster.cluster import Cluster, boottime
 from kvstore.cluster.election import Member, Timing
 from kvstore.cluster.errors import BadTransferee, LastMember, MemberNotFound, Superseded
+from kvstore.mvcc.store import Steps
 from kvstore.node import records
 from kvstore.node.appender import Appender
 from kvstore.node.autocompact import AutoCompaction, Never
@@ -107,6 +108,10 @@ class Node:
         """None: this node is alone, and leads."""
         self.on_term: Callable[[], None] = lambda: None
         """Called when a new term has begun."""
+        self.observe_compaction: Callable[[float], None] = lambda seconds: None
+        """Told how long a physical compaction took."""
+        self.observe_compaction_step: Callable[[float], None] = lambda seconds: None
+        """Told how long one step of it held the loop."""
         self.versions_compacted = 0
         self.leases_expired = 0
         self.is_open = False
@@ -407,10 +412,27 @@ class Node:
             self._compact_physically()
 
     def _compact_physically(self) -> None:
-        if self._compacting:
+        store, now = self.state.store, self.now()
+        if self._compacting or store.compaction_target(now) <= store.compacted_through:
             return
         self._compacting = True
-        self.slicer.start(self.state.store.compact_steps(self.now()), self._compacted)
+        self.slicer.start(self._compact_steps(store.compact_steps(now)), self._compacted)
+
+    def _compact_steps(self, job: Steps[int]) -> Steps[int]:
+        """The same steps, and what they took."""
+        started = began = time.perf_counter()
+        while True:
+            try:
+                next(job)
+            except StopIteration as stop:
+                ended = time.perf_counter()
+                self.observe_compaction_step(ended - began)
+                self.observe_compaction(ended - started)
+                dropped: int = stop.value
+                return dropped
+            self.observe_compaction_step(time.perf_counter() - began)
+            yield
+            began = time.perf_counter()
 
     def _compacted(self, dropped: int | None, error: BaseException | None) -> None:
         self._compacting = False

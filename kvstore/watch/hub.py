@@ -248,6 +248,8 @@ class Hub:
         """Groups with a `latest`: until all that were woken together are served (I8)."""
         self._noted = 0
         self.watchers = 0
+        self.watchers_of: dict[Shard, int] = dict.fromkeys(store.shards, 0)
+        """By shard; a watcher of a range that crosses shards counts for each of them."""
         self.slow = 0
         self.events = 0
 
@@ -275,6 +277,8 @@ class Hub:
         group.watchers[watcher] = None
         watcher.group = group
         self.watchers += 1
+        for shard in group.shards:
+            self.watchers_of[shard] += 1
         if 0 < watcher.start <= store.revision:
             self._make_due(watcher, watcher.start)
             watcher.wake(watcher)
@@ -289,6 +293,8 @@ class Hub:
             watcher.due = False
             self.slow -= 1
         self.watchers -= 1
+        for shard in group.shards:
+            self.watchers_of[shard] -= 1
         del group.watchers[watcher]
         if not group.watchers:
             if self._keys.get(group.low) is group:
