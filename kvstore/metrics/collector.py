@@ -266,15 +266,26 @@ def _store(s: ServerStats) -> Iterator[Metric]:
         "Size of the data in bytes, less what compaction will free.",
         store.in_use_bytes,
     )
-    for name, what, value in (
-        ("put", "puts", store.puts_total),
-        ("delete", "deletes", store.deletes_total),
-        ("range", "ranges", store.ranges_total),
-        ("txn", "txns", store.txns_total),
+    for name, help, value in (
+        ("put", "Total number of puts seen by this member.", store.puts_total),
+        (
+            "delete",
+            "Total number of keys deleted, as seen by this member; etcd counts requests to delete.",
+            store.deletes_total,
+        ),
+        (
+            "range",
+            "Total number of ranges evaluated by this member; those of transactions count too,"
+            " and so does each compare.",
+            store.ranges_total,
+        ),
+        (
+            "txn",
+            "Total number of transactions of more than one operation evaluated by this member.",
+            store.txns_total,
+        ),
     ):
-        yield _counter(
-            f"etcd_mvcc_{name}_total", f"Total number of {what} seen by this member.", value
-        )
+        yield _counter(f"etcd_mvcc_{name}_total", help, value)
     yield _histogram("etcd_mvcc_hash_duration_seconds", "How long Hash took.", store.hash_s)
     yield _histogram(
         "etcd_mvcc_hash_rev_duration_seconds", "How long HashKV took.", store.hash_rev_s

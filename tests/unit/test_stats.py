@@ -28,7 +28,7 @@ from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.stats import NodeStats
 from kvstore.transport.seam import Code
-from tests.unit.node.world import MAINTENANCE, World, mod_is, put_op, run, table
+from tests.unit.node.world import MAINTENANCE, World, delete_op, get_op, mod_is, put_op, run, table
 
 #: Not of the node but of the process, the transport and the health checks: tested with those.
 ELSEWHERE = ("jotd_loop_", "jotd_gc_", "jotd_door_", "etcd_network_", "etcd_server_health")
@@ -272,3 +272,28 @@ def test_a_slow_journal_is_not_a_slow_apply(caplog: pytest.LogCaptureFixture) ->
     run(scenario)
     assert "the journal is slow" in caplog.text
     assert "applying took too long" not in caplog.text
+
+
+def test_what_is_counted_of_reads_and_transactions() -> None:
+    """What a RangeStream reads; tests/differential/test_metrics.py has what etcd counts too."""
+
+    async def scenario() -> None:
+        async with serving() as server:
+            for n in range(25):
+                await server.put(b"a/%02d" % n)
+            stream = server.range_stream()
+            stream.say(pb.RangeRequest(key=b"a/", range_end=b"a0"))
+            await until(lambda: stream.closed is not None)
+            chunks = len(stream.messages)
+            assert chunks > 1
+            figures = await server.scrape()
+            assert figures["etcd_mvcc_range_total"] == chunks
+            assert figures["etcd_mvcc_txn_total"] == 0
+            assert figures["etcd_mvcc_put_total"] == 25
+            await server.txn([mod_is(b"a/00", 1)], [], [get_op(b"a/00"), delete_op(b"a/00")])
+            figures = await server.scrape()
+            assert figures["etcd_mvcc_range_total"] == chunks + 2
+            assert figures["etcd_mvcc_txn_total"] == 1
+            assert figures["etcd_mvcc_delete_total"] == 1
+
+    asyncio.run(scenario())
