@@ -477,7 +477,7 @@ def _rpc(rpc: RpcCounters) -> Iterator[Metric]:
 
 
 def _door(door: Mapping[str, int]) -> Iterator[Metric]:
-    """The native front door's own figures: connections, traffic, and each limit that was met."""
+    """The native front door's own figures: connections, traffic, and limits that were met."""
     for name, value in door.items():
         help = f"The front door's {name.removesuffix('_total').replace('_', ' ')}."
         kind = _counter if name.endswith("_total") else _gauge
