@@ -27,6 +27,7 @@ COMPILED = (
     "kvstore/api/ranges.py",
     "kvstore/api/requests.py",
     "kvstore/api/service.py",
+    "kvstore/api/tally.py",
     "kvstore/api/txn.py",
     "kvstore/api/watch.py",
     "kvstore/api/writes.py",

@@ -154,7 +154,11 @@ class Door:
     def stop(self) -> None:
         """Closes everything and waits for the door's thread to end."""
     def stats(self) -> dict[str, int]:
-        """Counters by name; every limit has one."""
+        """Counters by name.
+
+        Each limit at which the door refuses or ends something has one, but for streams above
+        `streams_max`, which h2 refuses by itself, and HTTP bodies that are too long (413).
+        """
     def counts(self) -> list[tuple[str, list[int], list[int]]]:
         """Totals by method.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import perf_counter
+
 from kvstore.api import errors
 from kvstore.api.headers import Headers
 from kvstore.mvcc.hashing import hash_steps
@@ -68,6 +71,14 @@ def member_list(node: Node, headers: Headers) -> bytes:
         ]
     )
     return headers.without_revision + response.SerializeToString()
+
+
+def timed_steps(job: Steps[bytes], observe: Callable[[float], None]) -> Steps[bytes]:
+    """The same, and `observe` is told how many seconds it took, pauses included."""
+    started = perf_counter()
+    response = yield from job
+    observe(perf_counter() - started)
+    return response
 
 
 def hash_kv_steps(node: Node, headers: Headers, request: pb.HashKVRequest) -> Steps[bytes]:

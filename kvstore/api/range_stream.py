@@ -15,6 +15,7 @@ from kvstore.api import checks, errors
 from kvstore.api.headers import Headers
 from kvstore.api.ranges import KeyValues, StoreReader, bounds
 from kvstore.api.requests import Range, read_range
+from kvstore.api.tally import Tally
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.store import SLICE, Steps, Store
 from kvstore.mvcc.version import Version
@@ -37,6 +38,7 @@ class RangeStream:
         headers: Headers,
         now: Callable[[], float],
         chunk_bytes: int,
+        tally: Tally,
     ) -> None:
         self._stream = stream
         self._store = store
@@ -44,6 +46,7 @@ class RangeStream:
         self._headers = headers
         self._now = now
         self._chunk_bytes = chunk_bytes
+        self._tally = tally
         self._request: Range | None = None
         self._running = False
         self._closed = False
@@ -127,6 +130,7 @@ class RangeStream:
     def _answer_steps(self, request: Range) -> Steps[tuple[bytes, bool]]:
         """The next chunk, and whether it is the last."""
         reader = StoreReader(self._store, self._now())
+        self._tally.ranges += 1
         if request.count_only:
             count = yield from reader.count_steps(self._low, self._high, self._revision)
             return KeyValues(request, self._header()).finish(False, count), True

@@ -22,6 +22,7 @@ from kvstore.api.headers import Headers
 from kvstore.api.range_stream import RangeStream
 from kvstore.api.ranges import StoreReader, is_plain_get, range_steps
 from kvstore.api.requests import read_delete, read_put, read_range, read_txn
+from kvstore.api.tally import Tally
 from kvstore.api.txn import Planner, TxnOperation, read_context, txn_steps
 from kvstore.api.watch import WatchStream
 from kvstore.api.writes import DeleteOperation, PutOperation
@@ -79,8 +80,11 @@ class EtcdService:
         self._watch_streams: set[WatchStream] = set()
         self._health_streams: set[_HealthWatch] = set()
         self._draining = False
-        self.ranges = 0
-        self.txns = 0
+        self.tally = Tally()
+        self.observe_hash: Callable[[float], None] = lambda seconds: None
+        """Told how long a Hash took."""
+        self.observe_hash_kv: Callable[[float], None] = lambda seconds: None
+        """Told how long a HashKV took."""
         self._unary: dict[str, Handler] = {
             "/etcdserverpb.KV/Range": self._range,
             "/etcdserverpb.KV/Put": self._put,
@@ -209,7 +213,7 @@ class EtcdService:
     def _range(self, call: Call) -> None:
         request = read_range(call.request)
         checks.check_range(request)
-        self.ranges += 1
+        self.tally.ranges += 1
         if not request.range_end and is_plain_get(request):
             store = self._store
             version = store.get(request.key, store.revision)
@@ -228,6 +232,8 @@ class EtcdService:
         put = read_put(raw)
         checks.check_put(put)
         checks.check_size(raw, self._request_bytes_max)
+        if put.prev_kv or put.ignore_value or put.ignore_lease:
+            self.tally.add(1, 1)
         self._proposer.submit(PutOperation(call, self._headers, put))
 
     def _delete_range(self, call: Call) -> None:
@@ -235,19 +241,20 @@ class EtcdService:
         delete = read_delete(raw)
         checks.check_delete(delete)
         checks.check_size(raw, self._request_bytes_max)
+        if delete.prev_kv:
+            self.tally.add(1, 1)
         self._proposer.submit(DeleteOperation(call, self._headers, delete))
 
     def _txn(self, call: Call) -> None:
         raw = call.request
         plan = Planner(self._txn_ops_max).plan(read_txn(raw))
-        self.txns += 1
         if plan.read_only:
             context = read_context(self._store, self._node.now())
-            job = txn_steps(context, plan, self._headers)
+            job = txn_steps(context, plan, self._headers, self.tally)
             self._run(call, self._pinned(max(self._store.compact_revision, 0), job))
             return
         checks.check_size(raw, self._request_bytes_max)
-        self._proposer.submit(TxnOperation(call, self._headers, plan))
+        self._proposer.submit(TxnOperation(call, self._headers, plan, self.tally))
 
     def _compact(self, call: Call) -> None:
         request = pb.CompactionRequest.FromString(call.request)
@@ -321,11 +328,13 @@ class EtcdService:
 
     def _hash(self, call: Call) -> None:
         pb.HashRequest.FromString(call.request)
-        self._run(call, maintenance.hash_all_steps(self._node, self._headers))
+        job = maintenance.hash_all_steps(self._node, self._headers)
+        self._run(call, maintenance.timed_steps(job, self.observe_hash))
 
     def _hash_kv(self, call: Call) -> None:
         request = pb.HashKVRequest.FromString(call.request)
-        self._run(call, maintenance.hash_kv_steps(self._node, self._headers, request))
+        job = maintenance.hash_kv_steps(self._node, self._headers, request)
+        self._run(call, maintenance.timed_steps(job, self.observe_hash_kv))
 
     def _alarm(self, call: Call) -> None:
         request = pb.AlarmRequest.FromString(call.request)
@@ -380,6 +389,7 @@ class EtcdService:
             self._headers,
             self._node.now,
             self._request_bytes_max,
+            self.tally,
         )
 
     # -- health ----------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from typing import Final
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers, inner
 from kvstore.api.ranges import StoreReader, bounds, get, range_steps
-from kvstore.api.requests import Compare, Op, Txn
+from kvstore.api.requests import Compare, Delete, Op, Put, Txn
+from kvstore.api.tally import Tally
 from kvstore.api.writes import (
     CallOperation,
     Deleted,
@@ -158,11 +159,12 @@ def _check_intervals(ops: Sequence[Op]) -> tuple[set[bytes], checks.Deletes]:
 class TxnOperation(CallOperation):
     """KV.Txn with writes."""
 
-    __slots__ = ("cost_bytes", "drains", "plan", "urgent")
+    __slots__ = ("cost_bytes", "drains", "plan", "tally", "urgent")
 
-    def __init__(self, call: Call, headers: Headers, plan: Plan) -> None:
+    def __init__(self, call: Call, headers: Headers, plan: Plan, tally: Tally) -> None:
         super().__init__(call, headers)
         self.plan = plan
+        self.tally = tally
         self.cost_bytes = plan.cost_bytes
         self.urgent = not plan.cost_bytes
         self.drains = plan.drains
@@ -172,31 +174,52 @@ class TxnOperation(CallOperation):
         context = _write_context(draft)
         plan = self.plan
         taken: list[bool] = []
-        _compare_points(context.reader, plan.txn, taken)
+        _compare_points(context, plan.txn, taken)
         _check_all(context, plan.txn, iter(taken))
         parts: list[bytes] = []
         _execute_points(context, plan.txn, taken[0], iter(taken[1:]), parts)
+        context.count(self.tally)
         return _answer(self.headers.at(context.reader.read_revision), taken[0], parts)
 
     def evaluate_steps(self, draft: Draft) -> Steps[bytes]:
         """Any transaction: compares, then checks, then operations (R4)."""
-        return txn_steps(_write_context(draft), self.plan, self.headers)
+        return txn_steps(_write_context(draft), self.plan, self.headers, self.tally)
 
 
 class Context:
     """What a transaction is evaluated on.
 
     `reader` is the state, the transaction's own effects included; `draft` takes those, and is None
-    for a transaction that only reads: committed state as of one moment.
+    for a transaction that only reads: committed state as of one moment. What was done is counted
+    in `compared` (previous values that were checked are in it), `ranges` and `writes`.
     """
 
-    __slots__ = ("_draft", "compact_revision", "reader", "revision_before")
+    __slots__ = (
+        "_draft",
+        "compact_revision",
+        "compared",
+        "ranges",
+        "reader",
+        "revision_before",
+        "writes",
+    )
 
     def __init__(self, store: Store, reader: Reader, revision: int, draft: Draft | None) -> None:
         self.reader = reader
         self.revision_before = revision
         self.compact_revision = store.compact_revision
         self._draft = draft
+        self.compared = 0
+        self.ranges = 0
+        self.writes = 0
+
+    def count(self, tally: Tally) -> None:
+        """The transaction is evaluated."""
+        if self._draft is None:
+            tally.add(self.compared + self.ranges, 0)
+        else:
+            tally.add(self.compared, 0)
+            tally.add(self.ranges, self.writes)
 
     @property
     def draft(self) -> Draft:
@@ -215,7 +238,7 @@ def _write_context(draft: Draft) -> Context:
     return Context(view.store, view, view.revision - 1, draft)
 
 
-def txn_steps(context: Context, plan: Plan, headers: Headers) -> Steps[bytes]:
+def txn_steps(context: Context, plan: Plan, headers: Headers, tally: Tally) -> Steps[bytes]:
     """Evaluate a transaction completely. Raises StoreError.
 
     All compares see the state before the transaction, and so do the checks of the taken
@@ -223,10 +246,11 @@ def txn_steps(context: Context, plan: Plan, headers: Headers) -> Steps[bytes]:
     its check passed (a from-key delete, then ignore_value): etcd crashes there.
     """
     taken: list[bool] = []
-    yield from _compare_all(context.reader, plan.txn, taken)
+    yield from _compare_all(context, plan.txn, taken)
     _check_all(context, plan.txn, iter(taken))
     parts: list[bytes] = []
     yield from _execute(context, plan.txn, taken[0], iter(taken[1:]), parts)
+    context.count(tally)
     return _answer(headers.at(context.reader.read_revision), taken[0], parts)
 
 
@@ -237,23 +261,27 @@ def _answer(header: bytes, succeeded: bool, parts: list[bytes]) -> bytes:
 # -- compares ------------------------------------------------------------------------------
 
 
-def _compare_points(reader: Reader, txn: Txn, taken: list[bool]) -> None:
+def _compare_points(context: Context, txn: Txn, taken: list[bool]) -> None:
     """Which branch each transaction takes, in the order of a walk over the taken ones."""
     holds = True
+    reader = context.reader
     for compare in txn.compares:
+        context.compared += 1
         if not _compare_one(compare, reader.live(compare[0])):
             holds = False
             break
     taken.append(holds)
     for op in txn.success if holds else txn.failure:
         if op.txn is not None:
-            _compare_points(reader, op.txn, taken)
+            _compare_points(context, op.txn, taken)
 
 
-def _compare_all(reader: Reader, txn: Txn, taken: list[bool]) -> Steps[None]:
+def _compare_all(context: Context, txn: Txn, taken: list[bool]) -> Steps[None]:
     """The same where a compare may be of a range."""
     holds = True
+    reader = context.reader
     for compare in txn.compares:
+        context.compared += 1
         if not compare[1]:
             holds = _compare_one(compare, reader.live(compare[0]))
         else:
@@ -263,7 +291,7 @@ def _compare_all(reader: Reader, txn: Txn, taken: list[bool]) -> Steps[None]:
     taken.append(holds)
     for op in txn.success if holds else txn.failure:
         if op.txn is not None:
-            yield from _compare_all(reader, op.txn, taken)
+            yield from _compare_all(context, op.txn, taken)
 
 
 def _compare_range(reader: Reader, compare: Compare) -> Steps[bool]:
@@ -326,8 +354,11 @@ def _check_all(context: Context, txn: Txn, taken: Iterator[bool]) -> None:
         if put is not None:
             if put.lease:
                 context.draft.check_lease(put.lease)
-            if (put.ignore_value or put.ignore_lease) and context.reader.live(put.key) is None:
-                raise KeyNotFound
+            if _looks_before(put):
+                context.compared += 1
+                wants_key = put.ignore_value or put.ignore_lease
+                if wants_key and context.reader.live(put.key) is None:
+                    raise KeyNotFound
         elif ranged is not None:
             revision = ranged.revision
             if revision > context.revision_before:
@@ -367,10 +398,12 @@ def _execute(
             yield from _execute(context, op.txn, holds, taken, body)
             _response_op(parts, b"\x22", body)
         elif ranged is not None and (ranged.range_end or ranged.revision):
+            context.ranges += 1
             head = inner(context.reader.read_revision)
             answer = yield from range_steps(context.reader, ranged, head)
             _response_op(parts, b"\x0a", [answer])
         elif delete is not None and delete.range_end:
+            _count_delete(context, delete)
             deleted = yield from make_delete_steps(context.draft, delete)
             _deleted_op(context, deleted, parts)
         else:
@@ -382,17 +415,33 @@ def _execute_point(context: Context, op: Op, parts: list[bytes]) -> None:
     put, ranged, delete = op.put, op.range, op.delete
     if put is not None:
         draft = context.draft
+        context.writes += 1
+        if _looks_before(put):
+            context.ranges += 1
         previous = make_put(draft, put)
         body = [inner(draft.view.revision)]
         if previous is not None:
             body.append(previous.framed)
         _response_op(parts, b"\x12", body)
     elif ranged is not None:
+        context.ranges += 1
         head = inner(context.reader.read_revision)
         _response_op(parts, b"\x0a", [get(context.reader, ranged, head)])
     else:
         assert delete is not None
+        _count_delete(context, delete)
         _deleted_op(context, make_delete(context.draft, delete), parts)
+
+
+def _looks_before(put: Put) -> bool:
+    """Whether a put wants to know what was there."""
+    return put.prev_kv or put.ignore_value or put.ignore_lease
+
+
+def _count_delete(context: Context, delete: Delete) -> None:
+    context.writes += 1
+    if delete.prev_kv:
+        context.ranges += 1
 
 
 def _nested_head(succeeded: bool) -> list[bytes]:

@@ -259,7 +259,7 @@ _SERVED = (
         "warning-apply-duration",
         values.duration,
         "100ms",
-        "A write that takes longer to apply counts as slow.",
+        "A write that takes longer from durable to visible counts as slow, and is logged.",
     ),
 )
 

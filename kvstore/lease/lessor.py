@@ -8,7 +8,7 @@ has its full TTL again, as in etcd.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil, inf
 
 from sortedcontainers import SortedList
@@ -117,6 +117,8 @@ class Lessor:
         self.granted = 0
         self.revoked = 0
         self.renewed = 0
+        self.on_grant: Callable[[int], None] = lambda ttl_s: None
+        """Told the TTL of each lease that is granted."""
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -146,6 +148,7 @@ class Lessor:
         self._leases[lease_id] = lease
         self._due.add((lease.look_at, lease_id))
         self.granted += 1
+        self.on_grant(ttl_s)
         if self._capture is not None:
             self._capture.granted(lease_id)
         return lease

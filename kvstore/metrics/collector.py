@@ -218,12 +218,12 @@ def _server(s: ServerStats) -> Iterator[Metric]:
     p = s.proposals
     yield _gauge(
         "etcd_server_proposals_committed_total",
-        "The total number of write requests that the journal made durable.",
+        "The total number of write requests that this member, leading, knows to be durable.",
         p.committed_total,
     )
     yield _gauge(
         "etcd_server_proposals_applied_total",
-        "The total number of write requests applied.",
+        "The total number of those whose effects are visible in the store.",
         p.applied_total,
     )
     yield _gauge(
@@ -235,9 +235,16 @@ def _server(s: ServerStats) -> Iterator[Metric]:
         p.failed_total,
     )
     yield _counter(
-        "etcd_server_slow_apply_total", "The total number of slow applies.", p.slow_applies_total
+        "etcd_server_slow_apply_total",
+        "The total number of write requests that became visible more than"
+        " --warning-apply-duration after they were durable. Reads are not counted.",
+        p.slow_applies_total,
     )
-    yield _gauge("jotd_proposals_pending_bytes", "Bytes of those pending.", p.pending_bytes)
+    yield _gauge(
+        "jotd_proposals_pending_bytes",
+        "Bytes of requests that wait and of records on their way to the journal.",
+        p.pending_bytes,
+    )
     # There are no peers to lose, but alerts divide by these and compare with them.
     yield _counter("etcd_server_heartbeat_send_failures_total", "Always 0: there are no peers.", 0)
     yield _counter("etcd_server_read_indexes_failed_total", "Always 0: reads need none.", 0)
@@ -259,15 +266,26 @@ def _store(s: ServerStats) -> Iterator[Metric]:
         "Size of the data in bytes, less what compaction will free.",
         store.in_use_bytes,
     )
-    for name, what, value in (
-        ("put", "puts", store.puts_total),
-        ("delete", "deletes", store.deletes_total),
-        ("range", "ranges", store.ranges_total),
-        ("txn", "txns", store.txns_total),
+    for name, help, value in (
+        ("put", "Total number of puts seen by this member.", store.puts_total),
+        (
+            "delete",
+            "Total number of keys deleted, as seen by this member; etcd counts requests to delete.",
+            store.deletes_total,
+        ),
+        (
+            "range",
+            "Total number of ranges evaluated by this member; those of transactions count too,"
+            " and so does each compare.",
+            store.ranges_total,
+        ),
+        (
+            "txn",
+            "Total number of transactions of more than one operation evaluated by this member.",
+            store.txns_total,
+        ),
     ):
-        yield _counter(
-            f"etcd_mvcc_{name}_total", f"Total number of {what} seen by this member.", value
-        )
+        yield _counter(f"etcd_mvcc_{name}_total", help, value)
     yield _histogram("etcd_mvcc_hash_duration_seconds", "How long Hash took.", store.hash_s)
     yield _histogram(
         "etcd_mvcc_hash_rev_duration_seconds", "How long HashKV took.", store.hash_rev_s
@@ -284,7 +302,8 @@ def _store(s: ServerStats) -> Iterator[Metric]:
     )
     yield _gauge(
         f"{debugging}total_put_size_in_bytes",
-        "The total size of put kv pairs seen by this member.",
+        "The total size of put kv pairs seen by this member, as they are stored:"
+        " with some 20 bytes of revisions each.",
         store.put_bytes_total,
     )
     yield _counter(
@@ -299,7 +318,7 @@ def _store(s: ServerStats) -> Iterator[Metric]:
     )
     yield _histogram(
         f"{debugging}db_compaction_total_duration_milliseconds",
-        "How long compactions took.",
+        "How long compactions took, what was done between their steps included.",
         store.compaction_total_ms,
     )
     yield _histogram(
@@ -321,9 +340,6 @@ def _watch_and_lease(s: ServerStats) -> Iterator[Metric]:
         f"{debugging}events_total",
         "Total number of events sent by this member.",
         watch.events_total,
-    )
-    yield _gauge(
-        f"{debugging}pending_events_total", "Events waiting to be sent.", watch.pending_events
     )
     debugging = "etcd_debugging_lease_"
     yield _counter(
@@ -404,7 +420,12 @@ def _shards(s: ServerStats) -> Iterator[Metric]:
         ("jotd_shard_versions", "gauge", "Versions kept.", lambda shard: shard.versions),
         ("jotd_shard_bytes", "gauge", "Bytes of those.", lambda shard: shard.bytes),
         ("jotd_shard_events_total", "counter", "Changes.", lambda shard: shard.events_total),
-        ("jotd_shard_watchers", "gauge", "Watchers.", lambda shard: shard.watchers),
+        (
+            "jotd_shard_watchers",
+            "gauge",
+            "Watchers; those of a range that crosses shards count in each.",
+            lambda shard: shard.watchers,
+        ),
     )
     for name, kind, help, value in families:
         metric = Metric(name.removesuffix("_total"), help, kind)
@@ -456,7 +477,7 @@ def _rpc(rpc: RpcCounters) -> Iterator[Metric]:
 
 
 def _door(door: Mapping[str, int]) -> Iterator[Metric]:
-    """The native front door's own figures: connections, traffic, and each limit that was met."""
+    """The native front door's own figures: connections, traffic, and limits that were met."""
     for name, value in door.items():
         help = f"The front door's {name.removesuffix('_total').replace('_', ' ')}."
         kind = _counter if name.endswith("_total") else _gauge

@@ -47,8 +47,10 @@ class StoreStats:
     ranges_total: int = 0
     txns_total: int = 0
     put_bytes_total: int = 0
+    """Of the versions that puts made, as they are stored."""
     compacted_keys_total: int = 0
     compacted_last_unix_s: float = 0.0
+    """0: there was none yet."""
     compaction_total_ms: Histogram = field(
         default_factory=lambda: Histogram(exponential(100, 2, 14))
     )
@@ -66,7 +68,6 @@ class WatchStats:
     """Watchers that are behind the watermark."""
     events_total: int = 0
     """Events sent, each once for every watcher that got it."""
-    pending_events: int = 0
 
 
 @dataclass
@@ -84,11 +85,14 @@ class ProposalStats:
     """Write requests on their way through the journal; etcd calls them consensus proposals."""
 
     committed_total: int = 0
+    """Known to be durable."""
     applied_total: int = 0
+    """Visible in the store; behind `committed_total` while a batch is being applied."""
     pending: int = 0
     pending_bytes: int = 0
     failed_total: int = 0
     slow_applies_total: int = 0
+    """Those of batches that took long from durable to visible."""
     commit_s: Histogram = field(default_factory=_latency)
     """From a batch's append to its effects in the store."""
 
@@ -116,7 +120,8 @@ class JournalMetrics:
     """Up to where the newest snapshot covers the journal."""
     snapshots_total: int = 0
     snapshots_failed_total: int = 0
-    snapshot_s: Histogram = field(default_factory=lambda: Histogram(exponential(0.1, 2, 10)))
+    snapshot_s: Histogram = field(default_factory=lambda: Histogram(exponential(0.001, 2, 18)))
+    """etcd's bounds and four above: its snapshot is a few kilobytes, ours is all data."""
 
 
 @dataclass

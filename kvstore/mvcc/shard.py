@@ -26,6 +26,7 @@ class Shard:
         "kept_bytes",
         "live_bytes",
         "name",
+        "put_bytes",
         "puts",
     )
 
@@ -37,6 +38,8 @@ class Shard:
         self.kept_bytes = 0
         self.live_bytes = 0
         self.puts = 0
+        self.put_bytes = 0
+        """Of all puts so far, as they are stored."""
         self.deletes = 0
 
     def link(self, version: Version, node: Node | None = None) -> Version | None:
@@ -55,6 +58,7 @@ class Shard:
         if version.number:
             self.live_bytes += size
             self.puts += 1
+            self.put_bytes += size
         else:
             self.deletes += 1
         return replaced

@@ -82,6 +82,10 @@ class Store:
         if revision > self.revision:
             raise FutureRevision
 
+    def compaction_target(self, now: float) -> int:
+        """How far `compact_steps` would go now; no further than `compacted_through`: nowhere."""
+        return self.pins.floor(self.compact_revision, now)
+
     def compact_steps(self, now: float) -> Steps[int]:
         """Drop what no reader, watcher or hash can want any more. Returns versions dropped.
 
@@ -90,7 +94,7 @@ class Store:
         predecessors stay, because a watch may start there (R8).
         """
         dropped = 0
-        target = self.pins.floor(self.compact_revision, now)
+        target = self.compaction_target(now)
         if target <= self.compacted_through:
             return 0
         for shard in self.shards:

@@ -23,7 +23,12 @@ class Committer:
         self._proposer = proposer
         self._now = now
         self.committed = 0
+        """Write requests that are known to be durable."""
+        self.applied = 0
+        """Those whose effects are visible: the same, but while a batch is being applied."""
         self.on_compact: Callable[[], None] = lambda: None
+        self.on_publish: Callable[[int], None] = lambda requests: None
+        """Told when a batch has become visible, and how many requests it answers."""
 
     def commit_steps(self, batch: Batch) -> Steps[None]:
         """Apply a batch, then publish it whole, then answer, then wake watchers (I2).
@@ -33,6 +38,9 @@ class Committer:
         so answers and wake-ups may take as many steps as they need.
         """
         state = self._state
+        # Those that time out meanwhile leave `replies`.
+        requests = len(batch.replies)
+        self.committed += requests
         for part in batch.bulk:
             self._link(part)
             yield
@@ -44,9 +52,10 @@ class Committer:
                 yield
         if self._hub.is_matching:
             yield from self._hub.match_steps()
-        self.committed += len(batch.replies)
         state.store.publish(batch.revision)
         woken = self._hub.publish()
+        self.applied += requests
+        self.on_publish(requests)
         yield from self._proposer.committed_steps(batch)
         yield from self._hub.wake_steps(woken)
 

@@ -113,6 +113,10 @@ class Node:
         """Called when a new term has begun."""
         self.on_load: Callable[[int, int], None] = lambda done, total: None
         """Called with (bytes done, bytes in total) while `open` loads a snapshot, often."""
+        self.observe_compaction: Callable[[float], None] = lambda seconds: None
+        """Told how long a physical compaction took."""
+        self.observe_compaction_step: Callable[[float], None] = lambda seconds: None
+        """Told how long one step of it held the loop."""
         self.versions_compacted = 0
         self.leases_expired = 0
         self.is_open = False
@@ -426,10 +430,27 @@ class Node:
             self._compact_physically()
 
     def _compact_physically(self) -> None:
-        if self._compacting:
+        store, now = self.state.store, self.now()
+        if self._compacting or store.compaction_target(now) <= store.compacted_through:
             return
         self._compacting = True
-        self.slicer.start(self.state.store.compact_steps(self.now()), self._compacted)
+        self.slicer.start(self._compact_steps(store.compact_steps(now)), self._compacted)
+
+    def _compact_steps(self, job: Steps[int]) -> Steps[int]:
+        """The same steps, and what they took."""
+        started = began = time.perf_counter()
+        while True:
+            try:
+                next(job)
+            except StopIteration as stop:
+                ended = time.perf_counter()
+                self.observe_compaction_step(ended - began)
+                self.observe_compaction(ended - started)
+                dropped: int = stop.value
+                return dropped
+            self.observe_compaction_step(time.perf_counter() - began)
+            yield
+            began = time.perf_counter()
 
     def _compacted(self, dropped: int | None, error: BaseException | None) -> None:
         self._compacting = False

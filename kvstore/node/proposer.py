@@ -152,6 +152,11 @@ class Proposer:
         return len(self._open.replies) + sum(len(batch.replies) for batch in self._flying)
 
     @property
+    def waiting_bytes(self) -> int:
+        """Of requests that wait, and of records that are not committed yet."""
+        return self._queued_bytes + self._bytes
+
+    @property
     def _pending(self) -> bool:
         return bool(self._open.items or self._flying)
 

@@ -290,6 +290,8 @@ class Hub:
         """The group whose `latest` is kept: until all that are woken together are served (I8)."""
         self._calls: list[Callable[[], None]] = []
         self.watchers = 0
+        self.watchers_of: dict[Shard, int] = dict.fromkeys(store.shards, 0)
+        """By shard; a watcher of a range that crosses shards counts for each of them."""
         self.slow = 0
         self.events = 0
 
@@ -318,6 +320,8 @@ class Hub:
         watcher.group = group
         watcher.cursor = max(watcher.start, store.revision + 1)
         self.watchers += 1
+        for shard in group.shards:
+            self.watchers_of[shard] += 1
         if 0 < watcher.start <= store.revision:
             self._make_due(watcher, watcher.start)
             watcher.audience.wake(watcher)
@@ -332,6 +336,8 @@ class Hub:
             watcher.due = False
             self.slow -= 1
         self.watchers -= 1
+        for shard in group.shards:
+            self.watchers_of[shard] -= 1
         del group.watchers[watcher]
         if not group.watchers:
             if self._keys.get(group.low) is group:

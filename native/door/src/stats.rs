@@ -1,4 +1,6 @@
-//! What the door counts: every limit has a number here that says how often it was met.
+//! What the door counts: each limit that it keeps itself, and at which it refuses or ends something,
+//! has a number here that says how often it was met. There is none of streams beyond
+//! `streams_max`, which h2 refuses without a word, and of HTTP bodies that are too long (413).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

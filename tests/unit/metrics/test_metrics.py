@@ -48,7 +48,6 @@ WANTED = {
     "etcd_debugging_mvcc_watch_stream_total": "gauge",
     "etcd_debugging_mvcc_slow_watcher_total": "gauge",
     "etcd_debugging_mvcc_events": "counter",
-    "etcd_debugging_mvcc_pending_events_total": "gauge",
     "etcd_debugging_mvcc_db_compaction_keys": "counter",
     "etcd_debugging_lease_granted": "counter",
     "etcd_debugging_lease_revoked": "counter",
