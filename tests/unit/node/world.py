@@ -261,6 +261,7 @@ async def start(
     storage: MemoryStorage | None = None,
     options: NodeOptions | None = None,
     split: partitions.PartitionTable | None = None,
+    service: ServiceOptions | None = None,
     cpu_s: Callable[[], float] = lambda: 0.0,
     **journal: Any,
 ) -> World:
@@ -270,7 +271,7 @@ async def start(
         faulty, split or table(), options or NodeOptions(), asyncio.get_running_loop(), cpu_s
     )
     await node.open()
-    return World(node, faulty, EtcdService(node, ServiceOptions()))
+    return World(node, faulty, EtcdService(node, service or ServiceOptions()))
 
 
 @asynccontextmanager
