@@ -171,6 +171,7 @@ class NodeStats:
                     keys=len(shard.index),
                     versions=len(shard.history),
                     bytes=shard.size_bytes,
+                    budget_bytes=shard.budget_bytes,
                     events_total=shard.puts + shard.deletes,
                     watchers=self._node.hub.watchers_of[shard],
                 )

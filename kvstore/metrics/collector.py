@@ -432,6 +432,11 @@ def _shards(s: ServerStats) -> Iterator[Metric]:
         for shard in s.store.shards:
             metric.add_sample(name, {"shard": shard.name}, value(shard))
         yield metric
+    budget = Metric("jotd_shard_budget_bytes", "What a shard may hold, if it has a limit.", "gauge")
+    for shard in s.store.shards:
+        if shard.budget_bytes:
+            budget.add_sample(budget.name, {"shard": shard.name}, shard.budget_bytes)
+    yield budget
 
 
 def _rpc(rpc: RpcCounters) -> Iterator[Metric]:

@@ -25,6 +25,8 @@ class ShardStats:
     keys: int = 0
     versions: int = 0
     bytes: int = 0
+    budget_bytes: int = 0
+    """0: it has none."""
     events_total: int = 0
     watchers: int = 0
 

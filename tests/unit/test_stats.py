@@ -28,7 +28,8 @@ from kvstore.node.node import Node, NodeOptions
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.stats import NodeStats
 from kvstore.transport.seam import Code
-from tests.unit.node.world import MAINTENANCE, World, delete_op, get_op, mod_is, put_op, run, table
+from partitioner.table import parse
+from tests.unit.node.world import MAINTENANCE, TABLE, World, delete_op, get_op, mod_is, put_op, run
 
 #: Not of the node but of the process, the transport and the health checks: tested with those.
 ELSEWHERE = ("jotd_loop_", "jotd_gc_", "jotd_door_", "etcd_network_", "etcd_server_health")
@@ -93,7 +94,8 @@ class Server(World):
 async def serving(data: Path | None = None, slow_apply_s: float = 0.0) -> AsyncIterator[Server]:
     """On a file journal where there is a directory. Every apply is slow unless told otherwise."""
     journal = FaultyJournal(MemoryJournal() if data is None else FileJournal(data))
-    node = Node(journal, table(), NodeOptions(quota_bytes=1 << 30), asyncio.get_running_loop())
+    split = parse(TABLE.replace('name = "a"', 'name = "a"\nbudget-bytes = 1000000'))
+    node = Node(journal, split, NodeOptions(quota_bytes=1 << 30), asyncio.get_running_loop())
     await node.open()
     server = Server(node, journal, EtcdService(node, ServiceOptions()), slow_apply_s)
     try:

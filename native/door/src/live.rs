@@ -113,6 +113,8 @@ enum Read {
     HalfClosed,
     /// The request cannot be served.
     Refused(Status),
+    /// There is too much of unfinished requests.
+    NoRoom,
     /// It is too long for HTTP.
     TooLong,
     /// The stream is gone.
@@ -401,6 +403,11 @@ impl World {
                 });
                 self.end(key, End::Grpc(status));
             }
+            Read::NoRoom => {
+                Stats::count(&self.core.stats.held_refused_total);
+                let text = "etcdserver: too many requests";
+                self.end(key, End::Grpc(Status::fixed(code::RESOURCE_EXHAUSTED, text)));
+            }
             Read::TooLong => {
                 let headers = vec![];
                 let answer = HttpAnswer { status: 413, headers, body: Bytes::new(), bare: false };
@@ -473,11 +480,7 @@ impl World {
                 kept += request.as_ref().map_or(0, Bytes::len);
             }
             if !self.hold(held, kept) {
-                Stats::count(&self.core.stats.held_refused_total);
-                return Read::Refused(Status::fixed(
-                    code::RESOURCE_EXHAUSTED,
-                    "etcdserver: too many requests",
-                ));
+                return Read::NoRoom;
             }
             if messages.is_empty() {
                 let _ = body.flow_control().release_capacity(came);

@@ -201,6 +201,7 @@ fn unfinished_requests_are_refused_and_counted_when_they_are_too_much_together()
     other.say(&[opening(3, CALL), frame(DATA, 0, 3, &message(4001, 4000))].concat());
     other.is_refused(3);
     assert_eq!(counted(&door, "held_refused_total"), 1);
+    assert_eq!(counted(&door, "oversize_total"), 0);
 
     // The refused one has given its place back, and the others are whole.
     other.is_served(&door, 5);
