@@ -401,15 +401,15 @@ class WatchStream:
             watcher = later.popitem()[0]
             if watcher.start > revision:
                 later[watcher] = None
+                # The watermark may get there without anything for this stream.
+                self._ask_again()
                 return True
         if later:
             return False
         hub, watchers = self._hub, self._watchers
         if hub.is_marking and watchers:
             if len(watchers) > LOOKS_PER_STEP:
-                if not self._awaits_marks:
-                    self._awaits_marks = True
-                    hub.when_marked(self._marked)
+                self._ask_again()
                 return True
             if any(hub.is_behind(watcher) for watcher in watchers.values()):
                 # It is about to be woken, and then this is asked again.
@@ -418,6 +418,12 @@ class WatchStream:
         if watchers:
             self._control(NO_WATCH_ID, b"")
         return True
+
+    def _ask_again(self) -> None:
+        """Look at a manual request again when this publication, or the next, has reached all."""
+        if not self._awaits_marks:
+            self._awaits_marks = True
+            self._hub.when_marked(self._marked)
 
     def _marked(self) -> None:
         self._awaits_marks = False

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from journal.contract import Conflict, Journal, JournalError, Unknown
@@ -43,7 +44,9 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 EXPIRY_PERIOD_S = 0.5
 TAIL_PERIOD_S = 1.0
-REVOKES_PER_PERIOD = 500
+REVOKES_UNDER_WAY_MAX = 16
+"""Leases that end at once, as in etcd: each takes an append of its own, and a client's write that
+comes then waits for no more of them."""
 DRAIN_S = 10.0
 SLOW_APPEND_S = 1.0
 
@@ -94,6 +97,9 @@ class Node:
         self._snapshot_task: asyncio.Task[None] | None = None
         self._next_expiry = 0.0
         self._expiring = False
+        self._revoking = 0
+        self._lapsed = False
+        """The lead was lost for a while, and nobody could keep a lease alive."""
         self._compacting = False
         self._compaction_waiters: list[tuple[int, Callable[[], None]]] = []
         self._snapshot_bytes = 0
@@ -392,27 +398,46 @@ class Node:
             return
         self.proposer.expire(now)
         self.proposer.look_for_room()
-        if now >= self._next_expiry and not self._expiring:
+        if not self.leads():
+            self._lapsed = True
+        elif self._lapsed:
+            self._lapsed = False
+            # In etcd there would be a new leader now.
+            self.state.lessor.renew_all(now)
+        if now >= self._next_expiry:
             self._next_expiry = now + EXPIRY_PERIOD_S
-            self._expiring = True
-            self.slicer.start(self._expiry_steps(now), self._expired)
+            self._expire_leases()
         target = self._auto_compaction.due(now, self.state.store.revision)
         if target is not None and target > self.state.store.compact_revision:
             self.proposer.submit(Compaction(self.state, target, nothing, nobody))
         if self._snapshot_is_due():
             self.start_snapshot()
 
-    def _expiry_steps(self, now: float) -> Steps[None]:
-        """Revoke leases whose time is up; after a take-over all of them may be looked at (I9)."""
-        if self.state.has_alarm(pb.CORRUPT):
-            return  # Each would be refused, and counted.
-        for part in self.state.lessor.due(now, REVOKES_PER_PERIOD):
-            if not self.is_leading:
+    def _expire_leases(self) -> None:
+        """Revoke leases whose time is up, as many as may be under way."""
+        room = REVOKES_UNDER_WAY_MAX - self._revoking
+        # While there is a CORRUPT alarm each would be refused.
+        if room > 0 and not self._expiring and not self.state.has_alarm(pb.CORRUPT):
+            self._expiring = True
+            self.slicer.start(self._expiry_steps(room), self._expired)
+
+    def _expiry_steps(self, limit: int) -> Steps[None]:
+        """Revoke so many leases; after a take-over all of them may be looked at (I9)."""
+        for part in self.state.lessor.due(self.now(), limit):
+            if not self.leads() or self._lapsed:
                 return
             for lease_id in part:
-                self.leases_expired += 1
-                self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, nobody))
+                self._revoking += 1
+                done = partial(self._revoked, lease_id)
+                self.proposer.submit(LeaseExpiry(self.state, lease_id, nothing, done))
             yield
+
+    def _revoked(self, lease_id: int, response: bytes | None, error: Exception | None) -> None:
+        self._revoking -= 1
+        if error is None and lease_id not in self.state.lessor:
+            self.leases_expired += 1
+            if self._revoking <= REVOKES_UNDER_WAY_MAX // 2:
+                self._expire_leases()
 
     def _expired(self, result: None, error: BaseException | None) -> None:
         self._expiring = False
@@ -488,6 +513,9 @@ class Node:
         try:
             while self.appender.committing:
                 await asyncio.sleep(0.01)
+            if not self.is_leading:
+                # What the state stands at is no longer the appender's tail.
+                return
             # Between two commits the state is the journal's up to the tail, and `take` looks at
             # it before it first waits (R9).
             sequence = self.appender.tail

@@ -452,7 +452,10 @@ class Proposer:
         self._reserved = 0
         if self._full:
             self._full = False
-            self._go_on()
+            # Not before that append has begun: it takes all space that the journal has set aside.
+            if not self._draining:
+                self._draining = True
+                self._slicer.later(self._queue_steps(), lambda *_: None)
         return batch
 
     def settled(self, version: Version) -> None:
@@ -559,6 +562,9 @@ class Proposer:
     def stop(self, why: NodeError) -> None:
         """Take nothing more in; operations that only wait are answered with `why`."""
         self._stopped = why
+        # Who writes next finds out anew.
+        self.disk_is_full = False
+        self.full_shards.clear()
         queue, self._queue = self._queue, deque()
         self._queued_bytes = 0
         for operation in queue:
@@ -568,6 +574,7 @@ class Proposer:
         """Take operations in (again): this node leads. Nothing is under way from before."""
         assert self.idle
         self._state_bytes = self._state.size_bytes
+        self._reserved = 0
         self._stopped = None
 
 

@@ -448,8 +448,10 @@ class Hub:
         self._waking = None
         self.is_marking = False
         calls, self._calls = self._calls, []
-        for call in calls:
+        for at, call in enumerate(calls, 1):
             call()
+            if at % WAKES == 0:
+                yield
 
     def is_behind(self, watcher: Watcher) -> bool:
         """Whether something that is visible has not been handed over to the stream yet (I4)."""
@@ -460,7 +462,8 @@ class Hub:
         return watcher.cursor <= through
 
     def when_marked(self, call: Callable[[], None]) -> None:
-        """Call once, when every watcher that is behind is due (see `is_marking`)."""
+        """Call once, when every watcher that is behind is due (see `is_marking`), after this
+        publication or else the next one."""
         self._calls.append(call)
 
     def _make_due(self, watcher: Watcher, revision: int) -> None:

@@ -48,6 +48,24 @@ def test_progress_waits_for_a_watch_that_starts_in_the_future_as_long_as_it_is_t
     run(main)
 
 
+def test_progress_is_told_when_the_watermark_gets_there_without_events_for_the_stream() -> None:
+    async def main() -> None:
+        async with world() as w:
+            stream = w.watch_stream()
+            watch(stream, b"a", start_revision=3)
+            stream.say(ASK)
+            stream.say(ASK)
+            await w.put(b"x")
+            await settle()
+            assert answers(stream) == []
+            await w.put(b"x")
+            await settle()
+            assert answers(stream) == [3]
+            assert not w.node.hub._calls
+
+    run(main)
+
+
 def test_a_stream_that_has_ended_hears_nothing_and_leaves_nothing_behind() -> None:
     async def main() -> None:
         async with world() as w:

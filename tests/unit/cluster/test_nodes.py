@@ -550,6 +550,48 @@ def test_leases_live_on_under_the_next_leader_with_their_full_time() -> None:
     run(main)
 
 
+def test_leases_live_on_where_the_lead_was_lost_for_a_while() -> None:
+    """Nobody could keep them alive meanwhile; in etcd a new leader would give them that."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await first.grant(7, 6)
+            await first.put(b"k", lease=7)
+            for one in many.nodes.values():
+                one.cut()
+            await asyncio.sleep(9)
+            for one in many.nodes.values():
+                one.cut(False)
+            assert (await many.leader()) is first and first.node.state.term == 1
+            await asyncio.sleep(5)
+            assert (await first.get(b"k")).response.count == 1
+            await asyncio.sleep(2)
+            assert (await first.get(b"k")).response.count == 0
+
+    run(main)
+
+
+def test_a_node_that_leads_no_more_has_no_alarm_of_its_own() -> None:
+    """What is full it hears from the leader, who looks whether there is room again."""
+
+    async def main() -> None:
+        async with cluster() as many:
+            first = await many.leader()
+            await asyncio.sleep(2)
+            proposer = first.node.proposer
+            shard = first.node.state.store.shard_of(b"k")
+            shard.budget_bytes = 1500
+            first.put(b"k", b"x" * 1000)
+            assert (await first.put(b"l", b"x" * 1000)).code is Code.RESOURCE_EXHAUSTED
+            proposer.disk_is_full = True
+            assert [kind for _, kind in first.node.alarms()] == [pb.NOSPACE]
+            await move(first, many.others(first)[0])
+            assert not first.node.alarms()
+
+    run(main)
+
+
 def test_leases_are_kept_alive_by_the_leader_alone() -> None:
     """A node that led renews nothing for the next leader, who would let the lease end."""
 

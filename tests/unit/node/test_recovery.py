@@ -24,6 +24,27 @@ async def snapshot(w: World) -> None:
     await w.node._snapshot_task
 
 
+def test_no_snapshot_is_taken_of_anothers_term() -> None:
+    """R9: one that waits for a commit while the lead is lost has no sequence to be called after."""
+
+    async def main() -> None:
+        async with world() as w:
+            await filled(w)
+            w.node.appender.committing = True
+            w.node.start_snapshot()
+            task = w.node._snapshot_task
+            assert task is not None
+            await asyncio.sleep(0.1)
+            w.node.appender.committing = w.node.is_leading = False
+            await task
+            assert not w.node.snapshotter.taken and not await w.journal.snapshots.list()
+            w.node.is_leading = True
+            await snapshot(w)
+            assert w.node.snapshotter.taken == 1
+
+    run(main)
+
+
 async def everything(w: World) -> Any:
     response = w.get(b"\x00", b"\x00").response
     ttl = w.time_to_live(5, keys=True).response
