@@ -103,7 +103,8 @@ async def _found(cluster: JotdCluster, faults: Sequence[Fault], seed: int) -> li
     [
         # The other two are what test_partition.py and test_faults.py do.
         ("unbroken", [leader_freezes]),
-        ("unfenced", [leader_is_cut, leader_freezes]),
+        # Once is enough mostly, and then it ends.
+        ("unfenced", [leader_is_cut, leader_freezes] * 3),
         ("early", [leader_dies]),
     ],
     ids=["unbroken", "unfenced", "early"],

@@ -14,7 +14,7 @@ from tests.differential.runner import run_steps, shorter
 from tests.oracle.pair import Divergence, Pair
 from tests.property.profiles import LONG
 
-SEEDS = 1500 if LONG else 50
+SEEDS = 1500 if LONG else 30
 
 
 @pytest.mark.slow

@@ -348,11 +348,11 @@ def test_leases(twins: Twins) -> None:
 @slow
 def test_lease_is_kept_alive_and_then_expires(twins: Twins, tmp_path: Path) -> None:
     store = twins.store
-    lease = grant(store, 5)
+    lease = grant(store, 3)
     etcdctl(store, "put", "short", "1", f"--lease={lease}")
     with running(store, tmp_path / "keep-alive", "lease", "keep-alive", lease) as kept:
         # Each line is one renewal; three of them take longer than the lease lives unrenewed.
-        assert kept(4)[0] == f"lease {lease} keepalived with TTL(5)"
+        assert kept(4)[0] == f"lease {lease} keepalived with TTL(3)"
         assert etcdctl(store, "get", "short").stdout == "short\n1\n"
     deadline = time.monotonic() + 30
     while etcdctl(store, "get", "short").stdout:

@@ -93,8 +93,9 @@ async def _build(directory: Path, payloads: list[bytes], *, clean: bool) -> Imag
     await journal.open()
     for tail, data in enumerate(payloads):
         await journal.append([data], tail)
-    # Behind the roll-overs in the housekeeper's queue: afterwards the control file is up to date.
-    await journal.trim(1)
+        # Behind a roll-over in the housekeeper's queue, which notes how far the journal reaches: as
+        # far as this, and not as far as it does when a busy machine comes to that.
+        await journal.trim(1)
     image = Image(directory)
     await journal.close()
     if clean:
