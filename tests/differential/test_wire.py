@@ -237,6 +237,7 @@ def test_headers_that_are_all_there_is(
     assert converse(pair.right.port, call(call_headers(path), None)).status == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"\0\0\0"], ids=["nothing", "half a prefix"])
 def test_a_watch_goes_on_when_its_client_has_said_everything(pair: Pair, data: bytes) -> None:
     for client in (pair.left, pair.right):

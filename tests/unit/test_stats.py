@@ -156,6 +156,7 @@ async def work(server: Server) -> AsyncIterator[None]:
     yield
 
 
+@pytest.mark.slow
 def test_every_figure_moves(tmp_path: Path) -> None:
     """A figure that nobody fills is none. What is up for a moment is looked at then."""
 

@@ -91,6 +91,7 @@ def test_dump_as_json_keeps_every_byte(written: Path) -> None:
     assert [json.loads(line)["sequence"] for line in part.stdout.splitlines()] == [4, 5]
 
 
+@pytest.mark.slow
 def test_damage_is_found_and_named(written: Path, tmp_path: Path) -> None:
     copy = tmp_path / "journal"
     copy.mkdir()

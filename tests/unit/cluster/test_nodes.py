@@ -469,6 +469,7 @@ def test_a_read_turns_to_the_next_leader_when_the_one_that_it_asked_freezes() ->
     run(main)
 
 
+@pytest.mark.slow
 def test_a_leader_that_does_not_answer_is_etcds_timeout() -> None:
     class Deaf:
         async def unary(self, *call: Any) -> bytes:

@@ -318,6 +318,7 @@ def test_a_peer_that_dies_after_a_late_pong_is_found_too() -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_a_greeting_that_trickles_is_given_up() -> None:
     async def main() -> None:
         import jotd_native

@@ -457,6 +457,7 @@ def test_half_close_and_disconnect() -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_a_stream_sees_its_deadline() -> None:
     async def main() -> None:
         service = Service()
