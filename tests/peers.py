@@ -29,10 +29,8 @@ from types import TracebackType
 
 import pytest
 
-from bench.programs import find, free_ports
+from bench.programs import ROOT, find, free_ports
 from kvstore.runtime import sources
-
-ROOT = Path(__file__).resolve().parent.parent
 
 #: What the tests want to have, and how a person gets it.
 COMPONENTS = {

@@ -25,7 +25,7 @@ from kvstore.api.requests import read_delete, read_put, read_range, read_txn
 from kvstore.api.tally import Tally
 from kvstore.api.txn import Planner, TxnOperation, read_context, txn_steps
 from kvstore.api.watch import WatchStream
-from kvstore.api.writes import DeleteOperation, PutOperation
+from kvstore.api.writes import DeleteOperation, PutOperation, looks_before
 from kvstore.lease.lessor import effective_ttl_s
 from kvstore.mvcc.errors import StoreError
 from kvstore.mvcc.store import Steps
@@ -154,12 +154,7 @@ class EtcdService:
 
     def leader_lost(self) -> None:
         """Nobody leads: end the watches of clients that asked to be told (`hasleader`)."""
-
-        def done(result: None, error: BaseException | None) -> None:
-            if error is not None:
-                raise error
-
-        self._node.slicer.start(self._lose_steps(list(self._watch_streams)), done)
+        self._node.slicer.start(self._lose_steps(list(self._watch_streams)))
 
     def _lose_steps(self, streams: list[WatchStream]) -> Steps[None]:
         lost = errors.NO_LEADER
@@ -232,7 +227,7 @@ class EtcdService:
         put = read_put(raw)
         checks.check_put(put)
         checks.check_size(raw, self._request_bytes_max)
-        if put.prev_kv or put.ignore_value or put.ignore_lease:
+        if looks_before(put):
             self.tally.add(1, 1)
         self._proposer.submit(PutOperation(call, self._headers, put))
 

@@ -12,11 +12,12 @@ from typing import Final
 from kvstore.api import checks, errors
 from kvstore.api.headers import Headers, inner
 from kvstore.api.ranges import StoreReader, bounds, get, range_steps
-from kvstore.api.requests import Compare, Delete, Op, Put, Txn
+from kvstore.api.requests import Compare, Delete, Op, Txn
 from kvstore.api.tally import Tally
 from kvstore.api.writes import (
     CallOperation,
     Deleted,
+    looks_before,
     make_delete,
     make_delete_steps,
     make_put,
@@ -354,7 +355,7 @@ def _check_all(context: Context, txn: Txn, taken: Iterator[bool]) -> None:
         if put is not None:
             if put.lease:
                 context.draft.check_lease(put.lease)
-            if _looks_before(put):
+            if looks_before(put):
                 context.compared += 1
                 wants_key = put.ignore_value or put.ignore_lease
                 if wants_key and context.reader.live(put.key) is None:
@@ -416,7 +417,7 @@ def _execute_point(context: Context, op: Op, parts: list[bytes]) -> None:
     if put is not None:
         draft = context.draft
         context.writes += 1
-        if _looks_before(put):
+        if looks_before(put):
             context.ranges += 1
         previous = make_put(draft, put)
         body = [inner(draft.view.revision)]
@@ -431,11 +432,6 @@ def _execute_point(context: Context, op: Op, parts: list[bytes]) -> None:
         assert delete is not None
         _count_delete(context, delete)
         _deleted_op(context, make_delete(context.draft, delete), parts)
-
-
-def _looks_before(put: Put) -> bool:
-    """Whether a put wants to know what was there."""
-    return put.prev_kv or put.ignore_value or put.ignore_lease
 
 
 def _count_delete(context: Context, delete: Delete) -> None:

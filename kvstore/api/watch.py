@@ -148,7 +148,7 @@ class WatchStream:
             self._timer.cancel()
             self._timer = None
         if self._watchers or self._due:
-            self._slicer.later(self._leave_steps(), self._left)
+            self._slicer.later(self._leave_steps())
         self._on_closed(self)
 
     def _leave_steps(self) -> Steps[None]:
@@ -163,10 +163,6 @@ class WatchStream:
                     self._hub.remove(watcher)
             if watchers or due:
                 yield
-
-    def _left(self, result: None, error: BaseException | None) -> None:
-        if error is not None:
-            raise error
 
     def end(self, code: Code, message: str) -> None:
         """End the stream from this side."""

@@ -58,12 +58,17 @@ def put_cost_bytes(put: Put) -> int:
     return 256 + len(put.key) + len(put.value)
 
 
+def looks_before(put: Put) -> bool:
+    """Whether a put wants to know what was there."""
+    return put.prev_kv or put.ignore_value or put.ignore_lease
+
+
 def make_put(draft: Draft, put: Put) -> Version | None:
     """Put. Returns the version before, if asked for. Raises LeaseNotFound, KeyNotFound."""
     view = draft.view
     if put.lease:
         draft.check_lease(put.lease)
-    if not (put.prev_kv or put.ignore_value or put.ignore_lease):
+    if not looks_before(put):
         view.put(put.key, put.value, put.lease)
         return None
     previous = view.live(put.key)

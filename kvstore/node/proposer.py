@@ -453,9 +453,7 @@ class Proposer:
         if self._full:
             self._full = False
             # Not before that append has begun: it takes all space that the journal has set aside.
-            if not self._draining:
-                self._draining = True
-                self._slicer.later(self._queue_steps(), lambda *_: None)
+            self._go_on_later()
         return batch
 
     def settled(self, version: Version) -> None:
@@ -506,9 +504,13 @@ class Proposer:
 
     def _go_on(self) -> None:
         """Propose what was waiting, in order; a long queue in slices."""
-        if not self._proposing and self._propose_some() and not self._draining:
+        if not self._proposing and self._propose_some():
+            self._go_on_later()
+
+    def _go_on_later(self) -> None:
+        if not self._draining:
             self._draining = True
-            self._slicer.start(self._queue_steps(), lambda *_: None)
+            self._slicer.start(self._queue_steps())
 
     def _queue_steps(self) -> Steps[None]:
         yield

@@ -25,6 +25,12 @@ ROUND_S = 0.002
 """How long one round may take before the loop gets its turn."""
 
 
+def raise_error(result: Any, error: BaseException | None) -> None:
+    """The end of a job that nobody waits for."""
+    if error is not None:
+        raise error
+
+
 class Slicer:
     """Runs jobs of one loop in turns."""
 
@@ -38,12 +44,15 @@ class Slicer:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def start(self, job: Steps[Any], done: Done) -> None:
-        """Run a job; `done` gets its result or its exception, now or later."""
+    def start(self, job: Steps[Any], done: Done = raise_error) -> None:
+        """Run a job; `done` gets its result or its exception, now or later.
+
+        An exception that `done` raises is logged; without a `done` that is the job's own.
+        """
         if not self._step(job, done):
             self.later(job, done)
 
-    def later(self, job: Steps[Any], done: Done) -> None:
+    def later(self, job: Steps[Any], done: Done = raise_error) -> None:
         """Run a job from the next round on."""
         self._jobs.append((job, done))
         self._schedule()

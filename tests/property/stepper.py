@@ -22,6 +22,7 @@ from kvstore.node.errors import NoSpace
 from kvstore.node.node import NodeOptions
 from kvstore.node.proposer import Batch, Proposer
 from kvstore.node.recovery import Recovery
+from kvstore.node.slicer import raise_error
 from kvstore.node.snapshotter import Snapshotter
 from kvstore.node.state import State
 from kvstore.watch.hub import Hub
@@ -73,11 +74,11 @@ class Jobs:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
 
-    def start(self, job: Generator[Any, Any, Any], done: Callable[..., None]) -> None:
+    def start(self, job: Generator[Any, Any, Any], done: Callable[..., None] = raise_error) -> None:
         if not self._over((job, done)):
             self.later(job, done)
 
-    def later(self, job: Generator[Any, Any, Any], done: Callable[..., None]) -> None:
+    def later(self, job: Generator[Any, Any, Any], done: Callable[..., None] = raise_error) -> None:
         self.jobs.append((job, done))
 
     def step(self, choice: int) -> bool:

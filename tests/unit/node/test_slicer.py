@@ -139,6 +139,12 @@ def calls_of_each_callback(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int
         yield counts
 
 
+def much_in_pieces(counts: list[int]) -> None:
+    """There was more to do than one piece may take, and none took that."""
+    assert sum(counts) > CALLS_MAX
+    assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+
+
 def fill(w: World) -> None:
     """Many keys of one lease, as if they had been there for long."""
     state = w.node.state
@@ -250,8 +256,7 @@ def test_many_answers_and_many_watchers_are_served_in_pieces(
                 await calls[-1]
                 while w.node.hub.slow:
                     await asyncio.sleep(0)
-            assert sum(counts) > CALLS_MAX
-            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            much_in_pieces(counts)
             encoded = {b"".join(stream.messages) for stream in streams}
             assert len(encoded) == 1
             assert len(pb.WatchResponse.FromString(*encoded).events) == 1500
@@ -274,8 +279,7 @@ def test_a_take_over_renews_many_leases_in_pieces(monkeypatch: pytest.MonkeyPatc
                 )
                 while lessor._due[0][0] < w.node.now():
                     await asyncio.sleep(0.01)
-            assert sum(counts) > CALLS_MAX
-            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            much_in_pieces(counts)
             assert len(lessor) == len(lessor._due) == KEYS
             assert w.node.leases_expired == 0
 
@@ -323,8 +327,7 @@ def test_the_end_of_a_stream_takes_its_watches_off_in_pieces(
                 assert not stream.handler._due and w.service.watch_streams == 1
                 while hub.watchers > 1:
                     await asyncio.sleep(0)
-            assert sum(counts) > CALLS_MAX
-            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            much_in_pieces(counts)
             assert len(hub._ranges) == len(hub._by_range) == 0
             assert not stream.handler._watchers and len(w.node.slicer) == 0
 
@@ -384,8 +387,7 @@ def test_many_streams_that_lose_the_leader_end_in_pieces(monkeypatch: pytest.Mon
                 await asyncio.sleep(0)
                 while w.node.hub.watchers > 1:
                     await asyncio.sleep(0)
-            assert sum(counts) > CALLS_MAX
-            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            much_in_pieces(counts)
             assert streams[0].closed is None and all(stream.closed for stream in streams[1:])
 
     run(main)
@@ -408,8 +410,7 @@ def test_progress_is_told_in_pieces_and_each_stream_has_its_time(
                 while loop.time() < began + 12:
                     await asyncio.sleep(0.01)
                     at.update({s: loop.time() for s in (big, *many) if s.messages and s not in at})
-            assert sum(counts) > CALLS_MAX
-            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            much_in_pieces(counts)
             assert len(big.take()) == KEYS
             assert all(len(stream.take()) == 1 for stream in many)
             assert not quiet.messages and quiet.handler._timer is None
@@ -456,8 +457,7 @@ def test_a_wide_fan_out_is_marked_in_pieces_and_progress_waits_for_it(
                 while w.node.hub.is_marking:
                     await asyncio.sleep(0)
                 await settle(3)
-            assert sum(counts) > CALLS_MAX
-            assert max(counts) < CALLS_MAX, sorted(counts)[-5:]
+            much_in_pieces(counts)
             for stream, watchers in ((wide[-1], KEYS // 10), (small, 1), (apart, 0)):
                 found = [pb.WatchResponse.FromString(one) for one in stream.take()]
                 assert [len(one.events) for one in found[:watchers]] == [1] * watchers
